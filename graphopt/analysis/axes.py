@@ -1,0 +1,249 @@
+"""Which axes of which tensors move together: every group of units that can be removed, found without any pattern.
+
+Each axis of each tensor is an expression over atoms (``atoms.py``); the rule of each op (``rules/``) unifies them; what
+remains as a leaf is a class of units, such as the heads of one attention, touching columns of W_Q, W_K, W_V, their
+biases and rows of W_O. A class is prunable when nothing it touches needs all of its members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.atoms import Atom, coordinates, find, freeze, leaves
+from graphopt.analysis.rules import RULES, NodeAxes
+from graphopt.analysis.rules.context import Event, Facts, SizeOperand
+from graphopt.analysis.shapes import ShapeTable
+from graphopt.editing import all_graphs
+
+#: First matching event decides the role; without any, the class is a plain width.
+ROLES: tuple[tuple[Event, str], ...] = (
+    (Event.HEADS, "heads"),
+    (Event.SCORES, "query-key"),
+    (Event.CONTEXT, "value"),
+    (Event.NORMALIZED, "hidden"),
+    (Event.WEIGHTED, "neurons"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """One axis of one use of an initializer that holds units of a group."""
+
+    node: ir.Node
+    index: int  #: which input of ``node``
+    value: ir.Value
+    axis: int
+    expression: Atom
+
+    @property
+    def name(self) -> str:
+        return self.value.name or ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """A class of ``size`` units that can only leave together, tensor by tensor."""
+
+    name: str  #: role and running number, in graph order: ``heads.0``
+    role: str
+    size: int
+    leaf: Atom = field(repr=False)
+    touches: tuple[Touch, ...] = field(repr=False)
+    parameters: int  #: elements of all touched weights that belong to some unit; a shared weight counts once
+    reasons: tuple[str, ...] = ()  #: why it cannot be pruned; empty when it can
+
+    @property
+    def prunable(self) -> bool:
+        return not self.reasons
+
+    @property
+    def unit_parameters(self) -> float:
+        return self.parameters / self.size
+
+    def positions(self, touch: Touch) -> np.ndarray:
+        """For each index along the touched axis, the unit it belongs to, or -1."""
+        return coordinates(touch.expression, self.leaf)
+
+
+@dataclass(frozen=True)
+class AxisAnalysis:
+    """All groups of one model, and the facts that slicing needs."""
+
+    groups: tuple[Group, ...]
+    facts: Facts = field(repr=False)
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        return tuple(g for g in self.groups if g.prunable)
+
+    @property
+    def unknown_ops(self) -> dict[str, int]:
+        """Op types without an axis rule, which froze what they touch, and how many nodes have them."""
+        return dict(self.facts.unknown)
+
+    def by_role(self, *roles: str) -> tuple[Group, ...]:
+        """Prunable groups of the named roles, in graph order."""
+        return tuple(g for g in self.prunable if g.role in roles)
+
+
+def analyse_axes(model: ir.Model, shapes: ShapeTable) -> AxisAnalysis:
+    """Apply every node's rule and read off the groups. ``model`` must have its constants lifted and be as ``shapes`` saw it."""
+    facts = Facts(shapes)
+    _find_constants(model.graph, facts)
+    for value in model.graph.inputs:
+        _freeze_value(facts, value, f"graph input {value.name!r}")
+    for node in model.graph:
+        _apply_rule(node, facts)
+    for value in model.graph.outputs:
+        _freeze_value(facts, value, f"graph output {value.name!r}")
+    _freeze_captured(model, facts)
+    _freeze_unrepairable(facts)
+    _push_down(facts)
+    return AxisAnalysis(tuple(_groups(model.graph, facts)), facts)
+
+
+def _find_constants(graph: ir.Graph, facts: Facts) -> None:
+    facts.constants.update(v for v in graph.initializers.values() if not v.is_graph_input())
+    for node in graph:
+        inputs = [v for v in node.inputs if v is not None]
+        if inputs and all(v in facts.constants for v in inputs):
+            facts.constants.update(node.outputs)
+
+
+def _apply_rule(node: ir.Node, facts: Facts) -> None:
+    if not any(o.uses() or o.is_graph_output() for o in node.outputs):
+        return  # dead: its outputs were not measured
+    context = NodeAxes(node, facts)
+    found = RULES.get((node.domain, node.op_type))
+    if found is None:
+        kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        facts.unknown[kind] = facts.unknown.get(kind, 0) + 1
+        _freeze_node(node, context, f"{node.op_type} {node.name!r} has no axis rule")
+        return
+    try:
+        found(context)
+    except LookupError as error:
+        _freeze_node(node, context, str(error))
+        return
+    for index, value in enumerate(node.inputs):
+        if value is not None and index not in context.touched:
+            _freeze_input(context, index, f"input {index} of {context.label} is not analysed")
+
+
+def _freeze_input(context: NodeAxes, index: int, reason: str) -> None:
+    if context.facts.shapes.known(context.value(index)):
+        for axis in context.axes(index):
+            freeze(axis, reason)
+
+
+def _freeze_node(node: ir.Node, context: NodeAxes, reason: str) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is not None:
+            _freeze_input(context, index, reason)
+    for value in node.outputs:
+        _freeze_value(context.facts, value, reason)
+
+
+def _freeze_value(facts: Facts, value: ir.Value, reason: str) -> None:
+    if value.name:
+        for axis in facts.axes_of(value) or ():
+            freeze(axis, reason)
+
+
+def _freeze_captured(model: ir.Model, facts: Facts) -> None:
+    """A value of the main graph that a nested body reads keeps its shape: the body was not analysed."""
+    for graph in all_graphs(model)[1:]:
+        for node in graph:
+            for index, value in enumerate(node.inputs):
+                if value is None or value.graph is not model.graph:
+                    continue
+                reason = f"read inside a nested body by {node.op_type} {node.name!r}"
+                if value.is_initializer():
+                    for axis in facts.uses.setdefault((node, index), facts.fresh(value)):
+                        freeze(axis, reason)
+                else:
+                    _freeze_value(facts, value, reason)
+
+
+def _freeze_unrepairable(facts: Facts) -> None:
+    """A computed size that mixes units with a dynamic dim can only be repaired where Reshape may infer it (-1)."""
+    for size in facts.sizes:
+        if not isinstance(size, SizeOperand) or find(size.axis).static:
+            continue
+        operand = size.node.inputs[size.index] if size.index < len(size.node.inputs) else None
+        contents = facts.shapes.contents(operand) if operand is not None else []
+        inferable = size.node.op_type == "Reshape" and all(
+            c is not None and (c[size.element] in (0, -1) or not np.any(c == -1)) for c in contents
+        )
+        if not inferable:
+            freeze(size.axis, f"its size is computed for {size.node.op_type} {size.node.name!r}")
+
+
+def _push_down(facts: Facts) -> None:
+    """What freezes a product or a sum freezes all its leaves."""
+    stack = [find(axis) for axes in (*facts.outputs.values(), *facts.uses.values()) for axis in axes]
+    stack += [find(size.axis) for size in facts.sizes]
+    seen: dict[Atom, int] = {}
+    while stack:
+        atom = find(stack.pop())
+        if atom.kind == "leaf" or seen.get(atom) == len(atom.reasons):
+            continue
+        seen[atom] = len(atom.reasons)
+        for part in atom.parts:
+            for reason in atom.reasons:
+                freeze(part, reason)
+            stack.append(part)
+
+
+def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
+    events: dict[Atom, set[Event]] = {}
+    for kind, axis, _ in facts.events:
+        for leaf in leaves(axis):
+            events.setdefault(leaf, set()).add(kind)
+    touches: dict[Atom, list[Touch]] = {}
+    order = {node: i for i, node in enumerate(graph)}
+    for (node, index), axes in sorted(facts.uses.items(), key=lambda use: (order.get(use[0][0], len(order)), use[0][1])):
+        value = node.inputs[index]
+        if value is None or value.const_value is None:
+            continue
+        for number, axis in enumerate(axes):
+            for leaf in dict.fromkeys(leaves(axis)):
+                if leaf.static and not leaf.trivial:
+                    touches.setdefault(leaf, []).append(Touch(node, index, value, number, axis))
+    counts: dict[str, int] = {}
+    for leaf, found in touches.items():
+        happened = events.get(leaf, set())
+        role = next((name for event, name in ROLES if event in happened), "width")
+        reasons = list(leaf.reasons)
+        parameters = 0
+        try:
+            parameters = _parameters(found, leaf)
+        except ValueError as error:
+            reasons.append(str(error))
+        if not any(_is_weight(t.value) for t in found):
+            continue  # shape arithmetic and masks: nothing that anybody would call a unit
+        if not happened & {Event.WEIGHTED, Event.SCORES, Event.CONTEXT} and not reasons:
+            reasons.append("its members are never contracted, so each of them reaches the output")
+        number = counts.get(role, 0)
+        counts[role] = number + 1
+        yield Group(f"{role}.{number}", role, leaf.size[0], leaf, tuple(found), parameters, tuple(reasons))
+
+
+def _is_weight(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
+
+
+def _parameters(touches: Iterable[Touch], leaf: Atom) -> int:
+    counted: dict[str, int] = {}
+    for touch in touches:
+        tensor = touch.value.const_value
+        if tensor is None or not _is_weight(touch.value):
+            continue
+        mine = np.count_nonzero(coordinates(touch.expression, leaf) >= 0)
+        counted[touch.name] = max(counted.get(touch.name, 0), tensor.size * int(mine) // max(tensor.shape[touch.axis], 1))
+    return sum(counted.values())

@@ -1,0 +1,188 @@
+"""What a rule sees of one node, and the table the rules register in."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.atoms import Atom, freeze, product, unify
+from graphopt.analysis.shapes import ShapeTable
+
+MICROSOFT = "com.microsoft"
+
+
+class Event(enum.StrEnum):
+    """What happens to an axis at a node; decides the role of a group."""
+
+    HEADS = "heads"  #: carried through an attention's softmax
+    SCORES = "query-key"  #: contracted between two activations that make attention scores
+    CONTEXT = "value"  #: free axis of the values that attention averages
+    WEIGHTED = "weighted"  #: contracted with a weight
+    NORMALIZED = "normalized"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeOperand:
+    """Element ``element`` of a node's shape-like input equals the size of ``axis``."""
+
+    node: ir.Node
+    index: int
+    element: int
+    axis: Atom
+
+
+@dataclass(frozen=True, slots=True)
+class SizeAttribute:
+    """A node's integer attribute (or its ``element``, for a list) equals the size of ``axis``."""
+
+    node: ir.Node
+    name: str
+    element: int | None
+    axis: Atom
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything the rules of one graph collect."""
+
+    shapes: ShapeTable
+    outputs: dict[ir.Value, list[Atom]] = field(default_factory=dict)  #: axes of values that are no initializers
+    uses: dict[tuple[ir.Node, int], list[Atom]] = field(default_factory=dict)  #: each use of an initializer is its own
+    sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
+    events: list[tuple[Event, Atom, ir.Node]] = field(default_factory=list)
+    constants: set[ir.Value] = field(default_factory=set)  #: values computed from initializers alone
+    unknown: dict[str, int] = field(default_factory=dict)  #: op types without a rule, with their number of nodes
+
+    def axes_of(self, value: ir.Value) -> list[Atom] | None:
+        """Axes of an activation, made on first sight; None where no shape was recorded."""
+        if value not in self.outputs:
+            if not self.shapes.known(value):
+                return None
+            self.outputs[value] = self.fresh(value)
+        return self.outputs[value]
+
+    def fresh(self, value: ir.Value) -> list[Atom]:
+        return [Atom(tuple(sizes)) for sizes in zip(*self.shapes.sizes(value), strict=True)]
+
+
+class NodeAxes:
+    """One node's axes and attributes, and the verbs a rule relates them with."""
+
+    def __init__(self, node: ir.Node, facts: Facts) -> None:
+        self.node = node
+        self.facts = facts
+        self.touched: set[int] = set()
+        self.count = len(facts.shapes.assignments)
+
+    @property
+    def label(self) -> str:
+        return f"{self.node.op_type} {self.node.name!r}"
+
+    # -- reading --------------------------------------------------------------------------------------------------
+    def has(self, index: int) -> bool:
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
+
+    def value(self, index: int) -> ir.Value:
+        value = self.node.inputs[index]
+        if value is None:
+            raise IndexError(f"{self.label} has no input {index}")
+        return value
+
+    def axes(self, index: int) -> list[Atom]:
+        """Axes of input ``index``; raises LookupError where its shape is unknown, which freezes the node."""
+        value = self.value(index)
+        self.touched.add(index)
+        if value.const_value is not None and value.is_initializer():
+            return self.facts.uses.setdefault((self.node, index), self.facts.fresh(value))
+        found = self.facts.axes_of(value)
+        if found is None:
+            raise LookupError(f"{self.label}: the shape of input {index} is unknown")
+        return found
+
+    def out(self, index: int = 0) -> list[Atom]:
+        """Axes of output ``index``."""
+        found = self.facts.axes_of(self.node.outputs[index])
+        if found is None:
+            raise LookupError(f"{self.label}: the shape of output {index} is unknown")
+        return found
+
+    def has_out(self, index: int) -> bool:
+        """Whether the output exists and is read by anybody (unread outputs have no recorded shape)."""
+        outputs = self.node.outputs
+        return index < len(outputs) and bool(outputs[index].name) and self.facts.shapes.known(outputs[index])
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        found = self.node.attributes.get(name)
+        return default if found is None or found.value is None else found.value
+
+    def constant(self, index: int) -> np.ndarray | None:
+        """Contents of a small integer input that do not depend on the dynamic dims; the input is then accounted for."""
+        if not self.has(index):
+            return None
+        self.touched.add(index)
+        return self.facts.shapes.constant(self.value(index))
+
+    def is_weight(self, index: int) -> bool:
+        """Whether the input is computed from initializers alone."""
+        return self.has(index) and self.value(index) in self.facts.constants
+
+    # -- relating -------------------------------------------------------------------------------------------------
+    def same(self, a: Sequence[Atom], b: Sequence[Atom]) -> None:
+        """Equal axes, pairwise."""
+        for x, y in zip(a, b, strict=True):
+            unify(x, y)
+
+    def broadcast(self, operands: Iterable[Sequence[Atom]], result: Sequence[Atom]) -> None:
+        """Numpy broadcasting: axes are matched from the right; axes of size one stretch and are not related."""
+        for operand in operands:
+            for axis, target in zip(reversed(operand), reversed(result), strict=False):
+                if not axis.trivial:
+                    unify(axis, target)
+
+    def freeze(self, axes: Iterable[Atom], why: str) -> None:
+        """Members of these axes cannot be removed one by one."""
+        for axis in axes:
+            if not axis.trivial:
+                freeze(axis, f"{why} by {self.label}")
+
+    def ignore(self, *indices: int) -> None:
+        """These inputs carry no axes worth relating (shape operands, scalars)."""
+        self.touched.update(indices)
+
+    def event(self, kind: Event, axes: Iterable[Atom]) -> None:
+        self.facts.events.extend((kind, axis, self.node) for axis in axes)
+
+    def product(self, *parts: Atom) -> Atom:
+        return product(parts, self.count)
+
+    def atom(self, size: int) -> Atom:
+        """A new static atom."""
+        return Atom((size,) * self.count)
+
+    def size_operand(self, index: int, axes: Sequence[Atom]) -> None:
+        """Input ``index`` spells out the sizes of ``axes``."""
+        self.touched.add(index)
+        self.facts.sizes.extend(SizeOperand(self.node, index, i, axis) for i, axis in enumerate(axes))
+
+    def size_attribute(self, name: str, axis: Atom, element: int | None = None) -> None:
+        self.facts.sizes.append(SizeAttribute(self.node, name, element, axis))
+
+
+Rule = Callable[[NodeAxes], None]
+RULES: dict[tuple[str, str], Rule] = {}
+
+
+def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register one rule for several op types of a domain."""
+
+    def register(function: Rule) -> Rule:
+        for op_type in op_types:
+            RULES[domain, op_type] = function
+        return function
+
+    return register

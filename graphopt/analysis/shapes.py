@@ -1,0 +1,102 @@
+"""Concrete sizes of every value, read from runs at two assignments of the dynamic dims.
+
+Symbolic inference gives up on real exports (shape chains, contrib ops); a run does not. An axis whose size is the same
+at both assignments is static, otherwise dynamic: the assignments use distinct primes, so that sizes do not agree by
+accident and merged axes (batch x heads) factor in one way only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
+from graphopt.runtime.session import Session
+
+#: Sizes given to the dynamic dims, in order of first appearance, at the first and the second assignment.
+ASSIGNMENTS: tuple[tuple[int, ...], ...] = ((2, 7, 11, 17, 23, 29, 37), (3, 5, 13, 19, 31, 41, 43))
+SMALL = 64  #: integer tensors up to this many elements are kept with their contents
+
+
+@dataclass(frozen=True)
+class ShapeTable:
+    """Sizes (and small integer contents) of values by name, one entry for each assignment."""
+
+    assignments: tuple[Mapping[str, int], ...]
+    _sizes: dict[str, tuple[tuple[int, ...], ...]] = field(repr=False)
+    _contents: dict[str, tuple[np.ndarray, ...]] = field(repr=False)
+
+    def known(self, value: ir.Value | str) -> bool:
+        return _name(value) in self._sizes
+
+    def sizes(self, value: ir.Value | str) -> tuple[tuple[int, ...], ...]:
+        """Concrete shape at each assignment. Raises KeyError for a value that is no tensor or was not reached."""
+        return self._sizes[_name(value)]
+
+    def dims(self, value: ir.Value | str) -> tuple[int | None, ...]:
+        """Static sizes; None where the size depends on the assignment."""
+        return tuple(ns[0] if len(set(ns)) == 1 else None for ns in zip(*self.sizes(value), strict=True))
+
+    def contents(self, value: ir.Value | str) -> list[np.ndarray | None]:
+        """Contents of a small integer tensor at each assignment; None where it is large or not an integer."""
+        found = self._contents.get(_name(value))
+        return list(found) if found is not None else [None] * len(self.assignments)
+
+    def constant(self, value: ir.Value | str) -> np.ndarray | None:
+        """Contents of a small integer tensor when they do not depend on the assignment."""
+        found = self._contents.get(_name(value))
+        if found is None or any(not np.array_equal(found[0], other) for other in found[1:]):
+            return None
+        return found[0]
+
+
+def _name(value: ir.Value | str) -> str:
+    name = value if isinstance(value, str) else value.name
+    if not name:
+        raise KeyError("a value without a name has no recorded shape")
+    return name
+
+
+def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
+    """Run ``model`` at both assignments and record every main-graph value's shape.
+
+    Raises ModelError when ONNX Runtime cannot run the model.
+    """
+    dims = symbolic_dims(model)
+    chosen = tuple(dict(zip(dims, _enough(sizes, len(dims)), strict=True)) for sizes in ASSIGNMENTS)
+    names = [
+        out.name
+        for node in model.graph
+        for out in node.outputs
+        if out.name and (out.uses() or out.is_graph_output()) and not isinstance(out.type, ir.SequenceType | ir.OptionalType)
+    ]
+    session = Session(model, provider=provider, optimize=False, outputs=names)
+    sizes: dict[str, list[tuple[int, ...]]] = {}
+    contents: dict[str, list[np.ndarray]] = {}
+    for assignment in chosen:
+        feed = synthetic_feed(model, assignment, seed=0)
+        for name, array in {**feed, **session.run(feed)}.items():
+            if not isinstance(array, np.ndarray):
+                continue  # sequences and maps have no axes
+            sizes.setdefault(name, []).append(array.shape)
+            if array.dtype.kind in "iu" and array.size <= SMALL:
+                contents.setdefault(name, []).append(array)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            raise ModelError(f"initializer {name!r} has no data")
+        sizes[name] = [tuple(int(n) for n in tensor.shape)] * len(chosen)
+        if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+            contents[name] = [tensor.numpy()] * len(chosen)
+    complete = {n: tuple(s) for n, s in sizes.items() if len(s) == len(chosen) and len({len(x) for x in s}) == 1}
+    kept = {n: tuple(c) for n, c in contents.items() if len(c) == len(chosen)}
+    return ShapeTable(chosen, complete, kept)
+
+
+def _enough(primes: Sequence[int], count: int) -> list[int]:
+    """``count`` sizes; models with more dynamic dims than primes reuse the last ones in odd steps."""
+    return [primes[i] if i < len(primes) else primes[-1] + 2 * (i - len(primes) + 1) for i in range(count)]

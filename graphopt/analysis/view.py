@@ -1,0 +1,59 @@
+"""The read-only view a pass plans on: one model and every fact about it, each computed once when first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from graphopt.analysis.axes import AxisAnalysis
+    from graphopt.analysis.blocks import Structure
+    from graphopt.analysis.cost import CostTable
+    from graphopt.analysis.shapes import ShapeTable
+
+
+class GraphView:
+    """Facts about ``model``, which must not be edited while the view is in use (make a new view afterwards)."""
+
+    def __init__(self, model: ir.Model, *, provider: str = "cpu") -> None:
+        self.model = model
+        self.provider = provider
+
+    @cached_property
+    def graph(self) -> nx.MultiDiGraph:
+        """Nodes and values as a frozen networkx graph; see ``graphopt.analysis.to_networkx``."""
+        from graphopt.analysis.network import to_networkx
+
+        return to_networkx(self.model)
+
+    @cached_property
+    def shapes(self) -> ShapeTable:
+        """Concrete sizes of every value at two assignments of the dynamic dims."""
+        from graphopt.analysis.shapes import measure_shapes
+
+        return measure_shapes(self.model, provider=self.provider)
+
+    @cached_property
+    def axes(self) -> AxisAnalysis:
+        """Which axes of which tensors move together: the groups that can be pruned, and those that cannot."""
+        from graphopt.analysis.axes import analyse_axes
+
+        return analyse_axes(self.model, self.shapes)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Residual blocks and repeated layers of every trunk."""
+        from graphopt.analysis.blocks import find_structure
+
+        return find_structure(self.model)
+
+    @cached_property
+    def cost(self) -> CostTable:
+        """Parameters, bytes and multiply-accumulates per node."""
+        from graphopt.analysis.cost import count_cost
+
+        return count_cost(self.model, self.shapes)

@@ -1,0 +1,286 @@
+"""What is wrong with a parsed ONNX model, told in one line, before any part of it is used.
+
+Only structure is judged here, on the protobuf: names, scopes, sizes, external locations. Operator schemas are left to
+``onnx.checker`` (see ``model.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+from graphopt.model_tensors import byte_count
+
+OLDEST_OPSET = 7
+_STANDARD = ("", "ai.onnx")
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
+Visible = tuple[set[str], ...]  #: names defined in this graph, then in the graphs around it
+
+
+class Defect(ModelError):
+    """A fault found in a model; ``open_model`` puts the file's name in front."""
+
+
+def check_proto(proto: onnx.ModelProto, folders: Sequence[str], windows: dict[int, tuple[int, int]]) -> None:
+    """Raise Defect for the first thing that makes ``proto`` unusable.
+
+    ``folders`` are the real paths in which external data may lie; ``windows`` tells which main-graph initializers have
+    been left in the file (index -> offset, length).
+    """
+    _check_header(proto)
+    domains = {_domain(entry.domain) for entry in proto.opset_import}
+    functions = {(_domain(f.domain), f.name) for f in proto.functions}
+    for function in proto.functions:
+        here = domains | {_domain(entry.domain) for entry in function.opset_import}
+        _Scope(here, functions, folders).check_body(
+            f"function {function.name!r}", list(function.input), function.node, list(function.output), ()
+        )
+    _Scope(domains, functions, folders).check_graph(proto.graph, (), windows)
+
+
+def _check_header(proto: onnx.ModelProto) -> None:
+    if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
+        raise Defect("it holds no ONNX graph; give a .onnx file")
+    if proto.ir_version > onnx.IR_VERSION:
+        raise Defect(
+            f"its IR version is {proto.ir_version}, the installed onnx knows up to {onnx.IR_VERSION}; upgrade onnx"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if _domain(entry.domain) == "" and not OLDEST_OPSET <= entry.version <= newest:
+            what = "upgrade onnx" if entry.version > newest else "convert it with onnx.version_converter first"
+            raise Defect(f"it uses opset {entry.version}, supported are {OLDEST_OPSET} to {newest}; {what}")
+    if len({_domain(entry.domain) for entry in proto.opset_import}) != len(proto.opset_import):
+        raise Defect("it imports one operator domain twice; export it again")
+    if not proto.graph.output:
+        raise Defect("its graph has no outputs; nothing would be left of it")
+
+
+def _domain(name: str) -> str:
+    return "" if name in _STANDARD else name
+
+
+class _Scope:
+    """The checks of one model or function body, with what is visible there."""
+
+    def __init__(self, domains: set[str], functions: set[tuple[str, str]], folders: Sequence[str]) -> None:
+        self.domains = domains
+        self.functions = functions
+        self.folders = folders
+
+    def check_graph(
+        self, graph: onnx.GraphProto, outer: Visible, windows: dict[int, tuple[int, int]]
+    ) -> set[str]:
+        """Check one graph and its bodies; returns the names it takes from outside."""
+        if graph.sparse_initializer:
+            name = graph.sparse_initializer[0].values.name
+            raise Defect(f"sparse initializer {name!r} is not supported; store it dense")
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            _check_type(info.type, info.name)
+        inputs = [info.name for info in graph.input]
+        for repeated in _repeated(inputs):
+            raise Defect(f"graph input {repeated!r} is defined twice; names must be unique")
+        weights = [tensor.name for tensor in graph.initializer]
+        for repeated in _repeated(weights):
+            raise Defect(f"initializer {repeated!r} is defined twice; names must be unique")
+        for index, tensor in enumerate(graph.initializer):
+            check_tensor(tensor, self.folders, windows.get(index))
+        defined = list(dict.fromkeys(inputs + weights))
+        outputs = [info.name for info in graph.output]
+        return self.check_body(f"graph {graph.name!r}", defined, graph.node, outputs, outer)
+
+    def check_body(
+        self,
+        where: str,
+        defined: list[str],
+        nodes: Iterable[onnx.NodeProto],
+        outputs: list[str],
+        outer: Visible,
+    ) -> set[str]:
+        nodes = list(nodes)
+        known = set(defined)
+        for node in nodes:
+            for name in node.output:
+                if name and name in known:
+                    raise Defect(f"value {name!r} is defined twice, again by {_label(node)}; names must be unique")
+                known.add(name)
+        known.discard("")
+        visible = (known, *outer)
+        free: set[str] = set()
+        uses: list[set[str]] = []
+        for node in nodes:
+            read = self._check_node(node, visible)
+            uses.append(read & known)
+            free |= read - known
+        for name in outputs:
+            if not _sees(visible, name):
+                raise Defect(f"output {name!r} of {where} is defined nowhere; export the model again")
+            if name not in known:
+                free.add(name)
+        _check_order(nodes, uses)
+        return free
+
+    def _check_node(self, node: onnx.NodeProto, visible: Visible) -> set[str]:
+        domain = _domain(node.domain)
+        if domain not in self.domains and (domain, node.op_type) not in self.functions:
+            raise Defect(
+                f"{_label(node)} is of the unknown domain {node.domain or 'ai.onnx'!r}, which the model does not import; "
+                "add it to its opset_import"
+            )
+        read = {name for name in node.input if name}
+        for name in read:
+            if not _sees(visible, name):
+                raise Defect(f"{_label(node)} reads the undefined value {name!r}; export the model again")
+        for attr in node.attribute:
+            if attr.HasField("sparse_tensor") or attr.sparse_tensors:
+                raise Defect(f"{_label(node)} holds a sparse tensor, which is not supported; store it dense")
+            for tensor in (*([attr.t] if attr.HasField("t") else ()), *attr.tensors):
+                check_tensor(tensor, self.folders, None, label=f"attribute {attr.name!r} of {_label(node)}")
+            for body in (*([attr.g] if attr.HasField("g") else ()), *attr.graphs):
+                read |= self.check_graph(body, visible, {})
+        return read
+
+
+def _sees(visible: Visible, name: str) -> bool:
+    return any(name in names for names in visible)
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return f"node {node.name!r} ({node.op_type})" if node.name else f"a node without name ({node.op_type})"
+
+
+def _repeated(names: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            yield name
+        seen.add(name)
+
+
+def _check_type(type_: onnx.TypeProto, name: str) -> None:
+    while True:
+        kind = type_.WhichOneof("value")
+        if kind in ("map_type", "opaque_type"):
+            raise Defect(f"value {name!r} is of a map type (ZipMap), which is not supported; export without it")
+        if kind == "sequence_type":
+            type_ = type_.sequence_type.elem_type
+        elif kind == "optional_type":
+            type_ = type_.optional_type.elem_type
+        else:
+            return
+
+
+def _check_order(nodes: list[onnx.NodeProto], uses: list[set[str]]) -> None:
+    """Raise Defect when the nodes cannot be ordered; unsorted but acyclic is fine."""
+    producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    if all(producer.get(name, -1) < i for i, names in enumerate(uses) for name in names):
+        return
+    waiting = [len({producer[name] for name in names if name in producer}) for names in uses]
+    readers: dict[int, set[int]] = {}
+    for i, names in enumerate(uses):
+        for name in names:
+            if name in producer:
+                readers.setdefault(producer[name], set()).add(i)
+    ready = [i for i, count in enumerate(waiting) if not count]
+    for i in ready:
+        for reader in readers.get(i, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    if len(ready) < len(nodes):
+        stuck = next(i for i, count in enumerate(waiting) if count)
+        raise Defect(f"its nodes form a cycle, {_label(nodes[stuck])} waits for itself; export the model again")
+
+
+# -- tensors --------------------------------------------------------------------------------------------------------
+def check_tensor(
+    tensor: onnx.TensorProto, folders: Sequence[str], window: tuple[int, int] | None, *, label: str = ""
+) -> None:
+    """Raise Defect when the bytes a tensor has do not fit its type and dims, or lie where they may not."""
+    label = label or f"initializer {tensor.name!r}"
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError:
+        dtype = ir.DataType.UNDEFINED
+    if dtype is ir.DataType.UNDEFINED:
+        raise Defect(f"{label} is of the unknown element type {tensor.data_type}; export the model again")
+    if tensor.HasField("segment"):
+        raise Defect(f"{label} is stored in segments, which is not supported; store it whole")
+    dims = tuple(tensor.dims)
+    if any(d < 0 for d in dims):
+        raise Defect(f"{label} has the negative size {list(dims)}; export the model again")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        _, _, have = external_window(tensor, folders, label)
+        expected = byte_count(dtype, dims) if dtype is not ir.DataType.STRING else -1
+        unit = "bytes"
+    elif window is not None or tensor.HasField("raw_data"):
+        have = window[1] if window is not None else len(tensor.raw_data)
+        expected = byte_count(dtype, dims) if dtype is not ir.DataType.STRING else -1
+        unit = "bytes"
+    else:
+        have = sum(len(getattr(tensor, field)) for field in _TYPED_FIELDS)
+        expected = _typed_count(dtype, dims)
+        unit = "elements"
+    if expected < 0:
+        raise Defect(f"{label} holds strings as raw bytes, which ONNX does not allow; export the model again")
+    if have != expected:
+        raise Defect(f"{label} has {have} {unit}, its shape {list(dims)} needs {expected}; the file is damaged")
+
+
+def _typed_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
+    """How many entries the typed data field must have."""
+    if dtype is ir.DataType.STRING:
+        return byte_count(ir.DataType.INT8, dims)
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        return 2 * byte_count(ir.DataType.INT8, dims)
+    if dtype.bitwidth in (2, 4):
+        return byte_count(dtype, dims)
+    return byte_count(ir.DataType.INT8, dims)
+
+
+def external_window(tensor: onnx.TensorProto, folders: Sequence[str], label: str) -> tuple[str, int, int]:
+    """The real path, offset and length of external data, after every check that can be made without reading it.
+
+    Raises Defect when it lies outside ``folders`` (the model's own folder; the first entry resolves locations), is
+    missing, is no plain file, or ends before the tensor does.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    what = f"external data {location!r} of {label}"
+    if not location:
+        raise Defect(f"external data of {label} has no location; the file is damaged")
+    parts = re.split(r"[/\\]", location)
+    if "\0" in location or os.path.isabs(location) or parts[0] == "" or ":" in parts[0] or ".." in parts:
+        raise Defect(f"{what} lies outside the model's folder; put the data file beside the model")
+    real = os.path.realpath(os.path.join(folders[0], location))
+    if not any(os.path.commonpath((folder, real)) == folder for folder in map(os.path.realpath, folders)):
+        raise Defect(f"{what} is a link that leads outside the model's folder; put the data file itself beside the model")
+    try:
+        status = os.stat(real)
+    except OSError as error:
+        raise Defect(f"{what} is missing ({error.strerror}); put the data file beside the model") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise Defect(f"{what} is not a plain file; put the data file beside the model")
+    offset = _size(entries.get("offset", "0"), f"offset of {what}")
+    length = _size(entries["length"], f"length of {what}") if "length" in entries else None
+    if length is None:
+        length = byte_count(ir.DataType(tensor.data_type), tuple(tensor.dims))
+    if offset + length > status.st_size:
+        raise Defect(
+            f"{what} should reach byte {offset + length}, but the data file ends at {status.st_size}; fetch it again"
+        )
+    return real, offset, length
+
+
+def _size(text: str, what: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise Defect(f"the {what} is {text!r}, not a number of bytes; the file is damaged")
+    return int(text)

@@ -1,0 +1,127 @@
+"""A content hash of a model: equal exactly when two models compute the same thing by the same nodes and weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from graphopt.model_tensors import FileTensor, tensor_chunks
+
+_CACHE_KEY = "graphopt.sha256"
+
+
+def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
+    """sha256 of type, dims and bytes, read in chunks. Remembered for tensors on disk, which cannot change."""
+    meta = tensor.meta if isinstance(tensor, FileTensor) else None
+    if meta is not None and _CACHE_KEY in meta:
+        known: bytes = meta[_CACHE_KEY]
+        return known
+    sha = hashlib.sha256(f"{tensor.dtype.name}{tuple(tensor.shape.numpy())}".encode())
+    for chunk in tensor_chunks(tensor):
+        sha.update(chunk)
+    if meta is not None:
+        meta[_CACHE_KEY] = sha.digest()
+    return sha.digest()
+
+
+def digest(model: ir.Model) -> str:
+    """Hex sha256 over topology, operators, attributes, weights by content, inputs and outputs with their names and types.
+
+    Left out: names of intermediate values, initializers and nodes, the order of nodes that do not depend on each other,
+    doc strings, metadata and inferred shapes. Two equal initializers count as two: sharing them changes the digest.
+    """
+    opsets = sorted(model.graph.opset_imports.items())
+    interface = [_typed(v) for v in (*model.graph.inputs, *model.graph.outputs)]
+    names = [v.name or "" for v in (*model.graph.inputs, *model.graph.outputs)]
+    body = _graph_digest(model.graph, {}, {}, depth=0)
+    return _hash(b"model", str((model.ir_version, opsets, names, interface)).encode(), body).hex()
+
+
+def _hash(*parts: bytes) -> bytes:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.digest()
+
+
+def _typed(value: ir.Value) -> str:
+    dims = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else None
+    return f"{value.type}:{dims}"
+
+
+def _graph_digest(
+    graph: ir.Graph, outer: dict[int, bytes], tensors: dict[int, bytes], *, depth: int
+) -> bytes:
+    known = dict(outer) if depth else outer
+    for i, value in enumerate(graph.inputs):
+        known[id(value)] = _hash(b"input", str((depth, i, _typed(value))).encode())
+    weights = []
+    for value in graph.initializers.values():
+        content = _constant(value, tensors)
+        weights.append(content)
+        # An input with a default is told apart by its position, and carries its default besides.
+        known[id(value)] = _hash(known[id(value)], content) if id(value) in known else content
+    nodes = _digest_nodes(graph, known, tensors, depth)
+    outputs = [known[id(value)] for value in graph.outputs]
+    return _hash(b"graph", *outputs, b"nodes", *sorted(nodes), b"weights", *sorted(weights))
+
+
+def _constant(value: ir.Value, tensors: dict[int, bytes]) -> bytes:
+    tensor = value.const_value
+    if tensor is None:
+        return b"none"
+    if id(tensor) not in tensors:
+        tensors[id(tensor)] = tensor_digest(tensor)
+    return tensors[id(tensor)]
+
+
+def _digest_nodes(
+    graph: Iterable[ir.Node], known: dict[int, bytes], tensors: dict[int, bytes], depth: int
+) -> list[bytes]:
+    digests: list[bytes] = []
+    local = {id(out) for node in graph for out in node.outputs}
+    waiting, stalled = deque(graph), 0
+    while waiting:
+        node = waiting.popleft()
+        ready = all(id(v) in known or id(v) not in local for v in node.inputs if v is not None)
+        if not ready and stalled <= len(waiting):
+            waiting.append(node)
+            stalled += 1
+            continue
+        stalled = 0
+        inputs = [known.get(id(v), b"undefined") if v is not None else b"absent" for v in node.inputs]
+        attributes = [
+            _hash(name.encode(), _attribute(node.attributes[name], known, tensors, depth))
+            for name in sorted(node.attributes)
+        ]
+        kind = str((node.domain, node.op_type, node.overload, len(node.outputs))).encode()
+        whole = _hash(b"node", kind, b"inputs", *inputs, b"attributes", *attributes)
+        digests.append(whole)
+        for i, out in enumerate(node.outputs):
+            known[id(out)] = _hash(whole, str(i).encode())
+    return digests
+
+
+def _attribute(attr: ir.Attr, known: dict[int, bytes], tensors: dict[int, bytes], depth: int) -> bytes:
+    kind = attr.type.name.encode()
+    if attr.is_ref():
+        return _hash(b"ref", kind, str(attr.ref_attr_name).encode())
+    if attr.type is ir.AttributeType.GRAPH:
+        return _bodies([attr.as_graph()], known, tensors, depth)
+    if attr.type is ir.AttributeType.GRAPHS:
+        return _bodies(attr.as_graphs(), known, tensors, depth)
+    if attr.type is ir.AttributeType.TENSOR:
+        return _hash(kind, tensor_digest(attr.as_tensor()))
+    if attr.type is ir.AttributeType.TENSORS:
+        return _hash(kind, *(tensor_digest(tensor) for tensor in attr.as_tensors()))
+    proto = ir.to_proto(attr)
+    proto.ClearField("doc_string")
+    return _hash(kind, proto.SerializeToString(deterministic=True))
+
+
+def _bodies(graphs: Sequence[ir.Graph], known: dict[int, bytes], tensors: dict[int, bytes], depth: int) -> bytes:
+    return _hash(b"bodies", *(_graph_digest(graph, known, tensors, depth=depth + 1) for graph in graphs))

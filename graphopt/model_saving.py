@@ -1,0 +1,294 @@
+"""Writes a model to disk as a whole or not at all, streaming the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+from graphopt.model_tensors import FileTensor, all_tensors, attribute_tensors, string_data, tensor_chunks, tensor_identity
+from graphopt.model_wire import length_tag
+
+EXTERNAL_ABOVE = 1_500_000_000  #: bytes of weights; larger models get a data file beside them
+_PROTOBUF_LIMIT = 2_000_000_000
+_KEEP_INLINE = 1024  #: bytes; smaller tensors stay in the .onnx even when the rest is external
+SOURCE_KEY = "graphopt.source"  #: ``model.meta`` key: the path a model was opened from
+
+ProgressCallback = Callable[[int, int], None]
+
+
+def save_model(
+    model: ir.Model, path: Path | str, *, external: bool | None = None, progress: ProgressCallback | None = None
+) -> list[Path]:
+    """Write ``model`` to ``path``; returns the files written, the ``.onnx`` first.
+
+    The weights go into the file, or into ``<name>.data`` beside it when they exceed 1.5 GB or ``external`` is true.
+    Both are written under temporary names, synced and renamed: whatever happens (full disk, Ctrl-C), there is either the
+    whole model or nothing. Weights on disk are copied file to file, in pieces. ``progress(done, total)`` counts bytes.
+
+    Raises ModelError when the target is the file the model comes from, or cannot be written.
+    """
+    target = Path(path)
+    layout = _Layout(model, target, external)
+    _check_target(model, layout)
+    files = [target, layout.data_path] if layout.slots else [target]
+    temporary = [file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp") for file in files]
+    written: list[Path] = []
+    with _InterruptGate() as gate:
+        # Two nests of cleaning up: an interrupt that breaks the inner one finds the gate closed behind it.
+        try:
+            try:
+                _write(layout, temporary, progress)
+                gate.close()
+                for here, there in reversed(list(zip(temporary, files, strict=True))):
+                    os.replace(here, there)
+                    written.append(there)
+                _sync_folder(target.parent)
+                if gate.pending:
+                    raise KeyboardInterrupt
+            except BaseException:
+                gate.close()
+                _remove((*temporary, *written))
+                raise
+        except OSError as error:
+            _remove((*temporary, *written))
+            reason = error.strerror or str(error)
+            raise ModelError(f"{target}: cannot be written ({reason}); nothing was left behind, choose another place") from error
+        except BaseException:
+            gate.close()
+            _remove((*temporary, *written))
+            raise
+    return files
+
+
+@dataclass
+class _Layout:
+    """Where each tensor goes."""
+
+    model: ir.Model
+    target: Path
+    external: bool | None
+    slots: dict[tuple[object, ...], tuple[int, ir.TensorProtocol]] = field(default_factory=dict)
+    length: int = 0  #: bytes of the data file
+
+    def __post_init__(self) -> None:
+        sizes: dict[tuple[object, ...], int] = {}
+        inline = 0
+        for tensor in all_tensors(self.model):
+            if tensor.dtype is not ir.DataType.STRING:
+                sizes[tensor_identity(tensor)] = tensor.nbytes
+                inline += tensor.nbytes
+        if self.external is None:
+            self.external = sum(sizes.values()) > EXTERNAL_ABOVE or inline > EXTERNAL_ABOVE
+        if not self.external:
+            if inline > _PROTOBUF_LIMIT:
+                raise ModelError(
+                    f"{self.target}: {inline} bytes of weights do not fit in one protobuf file; save with external data"
+                )
+            return
+        for tensor in all_tensors(self.model):
+            key = tensor_identity(tensor)
+            if tensor.dtype is ir.DataType.STRING or tensor.nbytes <= _KEEP_INLINE or key in self.slots:
+                continue
+            alignment = 4096 if tensor.nbytes >= 1 << 20 else 64
+            offset = -(-self.length // alignment) * alignment
+            self.slots[key] = (offset, tensor)
+            self.length = offset + tensor.nbytes
+
+    @property
+    def data_path(self) -> Path:
+        return self.target.with_name(self.target.name + ".data")
+
+    def placed(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        """What to write in the .onnx for ``tensor``: a pointer into the data file, or itself."""
+        slot = self.slots.get(tensor_identity(tensor))
+        if slot is None:
+            return tensor
+        shape = ir.Shape(tensor.shape.numpy())
+        return ir.ExternalTensor(
+            self.data_path.name, slot[0], tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=""
+        )
+
+
+def _check_target(model: ir.Model, layout: _Layout) -> None:
+    target = layout.target
+    if not target.parent.is_dir():
+        raise ModelError(f"{target}: the folder {str(target.parent)!r} does not exist; create it first")
+    sources = {str(model.meta[SOURCE_KEY])} if SOURCE_KEY in model.meta else set()
+    sources |= {t.file.path if isinstance(t, FileTensor) else t.path for t in all_tensors(model) if isinstance(t, ir.ExternalTensor)}
+    for file in (target, layout.data_path):
+        if file.is_dir():
+            raise ModelError(f"{file}: is a folder; give a file name")
+        if any(_same_file(file, source) for source in sources):
+            raise ModelError(f"{file}: holds the input model, which is never overwritten; choose another output")
+
+
+def _same_file(a: Path, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _remove(files: tuple[Path, ...]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+class _Meter:
+    """Counts bytes written and tells the callback."""
+
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _write(layout: _Layout, files: list[Path], progress: ProgressCallback | None) -> None:
+    meter = _Meter(sum(t.nbytes for t in all_tensors(layout.model) if t.dtype is not ir.DataType.STRING), progress)
+    if layout.slots:
+        with _created(files[1]) as out:
+            for offset, tensor in layout.slots.values():
+                out.write(b"\0" * (offset - out.tell()))
+                _copy(tensor, out, meter)
+    with _created(files[0]) as out:
+        _write_protobuf(layout, out, meter)
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[BinaryIO]:
+    with open(path, "xb") as out:
+        yield out
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _copy(tensor: ir.TensorProtocol, out: BinaryIO, meter: _Meter) -> None:
+    for chunk in tensor_chunks(tensor):
+        out.write(chunk)
+        meter.add(len(chunk))
+
+
+def _write_protobuf(layout: _Layout, out: BinaryIO, meter: _Meter) -> None:
+    """The model message: everything small through protobuf, the main graph's initializers streamed behind it."""
+    skeleton = layout.model.clone()
+    weights = list(skeleton.graph.initializers.values())
+    for value in weights:
+        del skeleton.graph.initializers[value.name or ""]
+    _place_nested(skeleton, layout)
+    proto = ir.to_proto(skeleton)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    parts: list[tuple[bytes, ir.TensorProtocol | None]] = []
+    for value in weights:
+        if value.const_value is not None:
+            parts.append(_initializer_head(value.name or "", layout.placed(value.const_value, value.name or "")))
+    length = len(graph) + sum(len(head) + (t.nbytes if t is not None else 0) for head, t in parts)
+    if length > _PROTOBUF_LIMIT:
+        raise ModelError(f"{layout.target}: {length} bytes do not fit in one protobuf file; save with external data")
+    out.write(proto.SerializeToString())
+    out.write(length_tag(7, length))
+    out.write(graph)
+    for head, tensor in parts:
+        out.write(head)
+        if tensor is not None:
+            _copy(tensor, out, meter)
+
+
+def _initializer_head(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, ir.TensorProtocol | None]:
+    """The bytes before a tensor's data inside the graph message, and the tensor if its data follows."""
+    if type(tensor) is ir.ExternalTensor or tensor.dtype is ir.DataType.STRING:
+        if tensor.dtype is ir.DataType.STRING:
+            proto = onnx.TensorProto(data_type=8, dims=tensor.shape.numpy(), string_data=string_data(tensor))
+        else:
+            proto = ir.to_proto(tensor)
+        proto.name = name
+        body = proto.SerializeToString()
+        return length_tag(5, len(body)) + body, None
+    head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy()).SerializeToString()
+    head += length_tag(9, tensor.nbytes)
+    return length_tag(5, len(head) + tensor.nbytes) + head, tensor
+
+
+def _place_nested(skeleton: ir.Model, layout: _Layout) -> None:
+    """Point the big tensors of nested bodies and of attributes into the data file; others on disk are read in."""
+    for graph in skeleton.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _in_protobuf(layout.placed(value.const_value, value.name or ""))
+        for node in graph:
+            for name, attr in list(node.attributes.items()):
+                held = attribute_tensors(attr)
+                if not held:
+                    continue
+                moved = [_in_protobuf(layout.placed(tensor, tensor.name or "value")) for tensor in held]
+                single = attr.type is ir.AttributeType.TENSOR
+                node.attributes[name] = ir.AttrTensor(name, moved[0]) if single else ir.AttrTensors(name, moved)
+
+
+def _in_protobuf(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if isinstance(tensor, FileTensor):
+        return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    return tensor
+
+
+# -- interrupts -----------------------------------------------------------------------------------------------------
+class _InterruptGate:
+    """While open, Ctrl-C interrupts as ever, once; while closed it waits, so that cleaning up and renaming are whole."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.pending = False
+        self._before: Any = None
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> _InterruptGate:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGINT)
+            if callable(before):
+                self._before = before
+                signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.closed:
+            self.pending = True
+            return
+        self.closed = True
+        self._before(number, frame)
+        self.closed = False  # the handler before us chose not to raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self.pending and kind is None:
+            raise KeyboardInterrupt

@@ -1,0 +1,141 @@
+"""Structural checks on an edited model, before anything is run: interface, scoping, order, ONNX rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.editing import all_graphs
+from graphopt.errors import ModelError
+from graphopt.model import Signature, clone_model, signature
+
+if TYPE_CHECKING:
+    import onnx
+
+_KEEP_BYTES = 1024  # smaller constants stay in the checked proto: shapes and axes matter to the checker
+_SHOWN = 3
+
+
+def check_structure(model: ir.Model, expected: Signature) -> None:
+    """Raise ModelError with the first fault found: changed interface, dangling or misordered value, broken ONNX rule."""
+    fault = interface_fault(expected, signature(model)) or scope_fault(model) or checker_fault(model)
+    if fault:
+        raise ModelError(fault)
+
+
+def interface_fault(before: Signature, after: Signature) -> str:
+    """Empty when both have the same inputs and outputs (names, order, types, dims)."""
+    for kind in ("inputs", "outputs"):
+        old, new = getattr(before, kind), getattr(after, kind)
+        if [v.name for v in old] != [v.name for v in new]:
+            return f"graph {kind} changed from {[v.name for v in old]} to {[v.name for v in new]}"
+        for a, b in zip(old, new, strict=True):
+            if a.dtype != b.dtype:
+                return f"graph {kind[:-1]} {a.name!r} changed type from {a.dtype} to {b.dtype}"
+            if a.dims != b.dims:
+                return f"graph {kind[:-1]} {a.name!r} changed dims from {_dims(a.dims)} to {_dims(b.dims)}"
+    return ""
+
+
+def scope_fault(model: ir.Model) -> str:
+    """Empty when every value read is defined before, in its own or an enclosing graph, and every name is unique."""
+    home: dict[int, int] = {}  # value -> the graph that defines it, once it is defined
+    names: dict[str, int] = {}
+
+    def define(value: ir.Value, graph: ir.Graph) -> bool:
+        home[id(value)] = id(graph)
+        return not value.name or names.setdefault(value.name, id(value)) == id(value)
+
+    # An explicit stack rather than recursion: bodies may be nested hundreds deep. Leaving a graph checks its outputs.
+    stack: list[tuple[ir.Graph | ir.Node, ir.Graph, tuple[int, ...], bool]] = [(model.graph, model.graph, (), False)]
+    while stack:
+        item, graph, outer, leaving = stack.pop()
+        scope = (*outer, id(graph))
+        if isinstance(item, ir.Graph):
+            if leaving:
+                for value in item.outputs:
+                    if home.get(id(value)) not in scope:
+                        return f"output {value.name!r} of graph {item.name!r} is defined by nothing"
+                continue
+            for value in (*item.inputs, *item.initializers.values()):
+                if not define(value, item):
+                    return f"two values are called {value.name!r}"
+            stack.append((item, item, outer, True))
+            stack.extend((node, item, outer, False) for node in reversed(list(item)))
+            continue
+        for used in item.inputs:
+            if used is not None and home.get(id(used)) not in scope:
+                return f"node {item.name!r} ({item.op_type}) reads {used.name!r}, which nothing before it defines"
+        for body in bodies(item):
+            stack.append((body, body, scope, False))
+        for value in item.outputs:
+            if not define(value, graph):
+                return f"two values are called {value.name!r}"
+    return ""
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs nested directly in ``node``'s attributes."""
+    found: list[ir.Graph] = []
+    for attr in node.attributes.values():
+        if attr.is_ref():
+            continue
+        if attr.type is ir.AttributeType.GRAPH:
+            found.append(attr.as_graph())
+        elif attr.type is ir.AttributeType.GRAPHS:
+            found.extend(attr.as_graphs())
+    return found
+
+
+def checker_fault(model: ir.Model) -> str:
+    """Empty when the ONNX checker accepts the model; large weights are left out, so any size can be checked."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(stripped_proto(model))
+    except onnx.checker.ValidationError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "the ONNX checker refuses the model: " + " ".join(lines[:_SHOWN])
+    except (ValueError, TypeError, RecursionError) as error:
+        return f"the model cannot be serialised: {type(error).__name__}: {error}"
+    return ""
+
+
+def stripped_proto(model: ir.Model) -> onnx.ModelProto:
+    """A ModelProto in which large initializers are graph inputs and large constants are empty."""
+    light = clone_model(model)
+    for graph in all_graphs(light):
+        for name, value in list(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= _KEEP_BYTES:
+                continue
+            if not value.is_graph_input():
+                del graph.initializers[name]
+                value.const_value = None
+                if value.type is None:
+                    value.type = ir.TensorType(tensor.dtype)
+                    value.shape = ir.Shape(tensor.shape)
+                if graph is light.graph:
+                    graph.inputs.append(value)
+                else:
+                    hoisted = ir.Value(name=value.name, type=value.type, shape=value.shape)
+                    light.graph.inputs.append(hoisted)
+                    for use in list(value.uses()):
+                        use.node.replace_input_with(use.idx, hoisted)
+            else:
+                del graph.initializers[name]
+                value.const_value = None
+        for node in graph:
+            for key, attr in list(node.attributes.items()):
+                if not attr.is_ref() and attr.type is ir.AttributeType.TENSOR:
+                    tensor = attr.as_tensor()
+                    if tensor.nbytes > _KEEP_BYTES:
+                        empty = ir.Tensor(np.zeros((0,), dtype=tensor.dtype.numpy()), dtype=tensor.dtype)
+                        node.attributes[key] = ir.Attr(key, ir.AttributeType.TENSOR, empty)
+    return ir.serde.serialize_model(light)
+
+
+def _dims(dims: tuple[object, ...]) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"

@@ -1,0 +1,1 @@
+"""Result objects into text for a terminal, and JSON."""

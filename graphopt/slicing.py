@@ -1,0 +1,197 @@
+"""Removing units for real: slice every weight they touch, and repair every integer that spells out their number.
+
+``mask_units`` sets the same slices to zero instead. Both must give equal outputs: that is the property which the tests
+hold on random graphs and on every reference model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.atoms import Atom, find, keep_mask, leaves, resized
+from graphopt.analysis.axes import AxisAnalysis, Group
+from graphopt.analysis.rules.context import SizeAttribute, SizeOperand
+from graphopt.editing import GraphEditor
+from graphopt.errors import PassError
+
+Removal = Mapping[Group, np.ndarray]  #: unit numbers to remove, for each group
+
+
+def slice_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
+    """Remove units from ``editor.model``, which must be the model that ``axes`` was made from, unedited since.
+
+    Raises PassError for a group that is not prunable, unit numbers out of range, or a group left without any unit.
+    """
+    removed = _checked(removal)
+    _slice_weights(editor, axes, removed)
+    for size in axes.facts.sizes:
+        if isinstance(size, SizeAttribute):
+            _repair_attribute(editor, size, removed)
+    operands: dict[tuple[ir.Node, int], list[SizeOperand]] = {}
+    for size in axes.facts.sizes:
+        if isinstance(size, SizeOperand) and any(leaf in removed for leaf in leaves(size.axis)):
+            operands.setdefault((size.node, size.index), []).append(size)
+    for sizes in operands.values():
+        _repair_operand(editor, axes, sizes, removed)
+    _forget_shapes(editor.model)
+
+
+def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
+    """Set every weight slice of the units to zero, keeping all shapes: the reference for ``slice_units``."""
+    removed = _checked(removal)
+    for value, signatures in _masks(axes, removed).items():
+        if value.const_value is None or not value.const_value.dtype.is_floating_point():
+            continue
+        for masks, uses in signatures.values():
+            array = value.const_value.numpy().copy()
+            for axis, mask in masks.items():
+                np.moveaxis(array, axis, 0)[~mask] = 0
+            editor.set_initializer(value, array, uses=uses)
+
+
+def _checked(removal: Removal) -> dict[Atom, np.ndarray]:
+    removed: dict[Atom, np.ndarray] = {}
+    for group, units in removal.items():
+        numbers = np.unique(np.asarray(units, dtype=np.int64))
+        if not group.prunable:
+            raise PassError(f"group {group.name} cannot be pruned: {group.reasons[0]}")
+        if numbers.size and (numbers[0] < 0 or numbers[-1] >= group.size):
+            raise PassError(f"group {group.name} has units 0..{group.size - 1}, got {numbers[-1]}")
+        if numbers.size >= group.size:
+            raise PassError(f"group {group.name}: all {group.size} units named; at least one must stay")
+        if numbers.size:
+            removed[find(group.leaf)] = numbers
+    return removed
+
+
+Masks = dict[int, np.ndarray]
+Signature = tuple[tuple[int, bytes], ...]
+
+
+def _masks(
+    axes: AxisAnalysis, removed: Mapping[Atom, np.ndarray]
+) -> dict[ir.Value, dict[Signature, tuple[Masks, list[tuple[ir.Node, int]]]]]:
+    """For each touched initializer, its distinct sets of keep-masks (by axis) with the uses that want them."""
+    found: dict[ir.Value, dict[Signature, tuple[Masks, list[tuple[ir.Node, int]]]]] = {}
+    for (node, index), expressions in axes.facts.uses.items():
+        value = node.inputs[index]
+        if value is None:
+            continue
+        masks = {
+            i: keep_mask(axis, removed)
+            for i, axis in enumerate(expressions)
+            if any(leaf in removed for leaf in leaves(axis))
+        }
+        if masks:
+            signature = tuple((i, mask.tobytes()) for i, mask in masks.items())
+            found.setdefault(value, {}).setdefault(signature, (masks, []))[1].append((node, index))
+    return found
+
+
+def _slice_weights(editor: GraphEditor, axes: AxisAnalysis, removed: Mapping[Atom, np.ndarray]) -> None:
+    for value, signatures in _masks(axes, removed).items():
+        tensor = value.const_value
+        if tensor is None:
+            raise PassError(f"{value.name!r} has no data to slice")
+        whole = tensor.numpy()
+        for masks, uses in signatures.values():
+            array = whole
+            for axis, mask in masks.items():
+                array = np.compress(mask, array, axis=axis)
+            editor.set_initializer(value, array, uses=uses)
+
+
+def _repair_attribute(editor: GraphEditor, size: SizeAttribute, removed: Mapping[Atom, np.ndarray]) -> None:
+    if not any(leaf in removed for leaf in leaves(size.axis)):
+        return
+    new = resized(size.axis, removed)
+    if size.element is not None:
+        listed = list(size.node.attributes[size.name].as_ints())
+        listed[size.element] = new
+        editor.set_attribute(size.node, size.name, listed)
+    else:
+        editor.set_attribute(size.node, size.name, new)
+
+
+def _repair_operand(
+    editor: GraphEditor, axes: AxisAnalysis, sizes: list[SizeOperand], removed: Mapping[Atom, np.ndarray]
+) -> None:
+    """Rewrite the elements of one shape operand that spell out a size which changes; 0 and -1 stay as they are."""
+    node, index = sizes[0].node, sizes[0].index
+    operand = node.inputs[index] if index < len(node.inputs) else None
+    if operand is None:
+        _spell_out_split(editor, node, axes, removed)
+        return
+    contents = axes.facts.shapes.contents(operand)
+    edits: dict[int, int] = {}
+    for size in sizes:
+        spelled = [None if c is None else int(c.reshape(-1)[size.element]) for c in contents]
+        old = [resized(size.axis, {}, k) for k in range(len(contents))]
+        if spelled == old:
+            edits[size.element] = resized(size.axis, removed) if find(size.axis).static else -1
+        elif node.op_type == "Slice" and None not in spelled and max(s for s in spelled if s is not None) < 0:
+            edits[size.element] = resized(size.axis, removed)  # counted from the end: count from the start instead
+    if not edits:
+        return
+    tensor = operand.const_value
+    if tensor is not None and operand.is_initializer():
+        array = tensor.numpy().copy()
+        for element, new in edits.items():
+            array.reshape(-1)[element] = new
+        editor.set_initializer(operand, array, uses=[(node, index)])
+        return
+    producer = operand.producer()
+    if producer is not None and producer.op_type == "Concat" and all(_length(axes, v) == 1 for v in producer.inputs):
+        pieces: list[ir.Value | None] = list(producer.inputs)
+    else:
+        pieces = _elements(editor, node, operand, len(contents[0]) if contents[0] is not None else 0)
+    for element, new in edits.items():
+        pieces[element] = editor.add_initializer(f"{node.name}/size_{element}", np.array([new], dtype=np.int64))
+    (joined,) = editor.insert_node("Concat", pieces, before=node, attributes={"axis": 0}, name=f"{node.name}/shape")
+    node.replace_input_with(index, joined)
+
+
+def _length(axes: AxisAnalysis, value: ir.Value | None) -> int:
+    if value is None or not axes.facts.shapes.known(value):
+        return -1
+    dims = axes.facts.shapes.dims(value)
+    return dims[0] if len(dims) == 1 and dims[0] is not None else -1
+
+
+def _elements(editor: GraphEditor, node: ir.Node, operand: ir.Value, count: int) -> list[ir.Value | None]:
+    """Each element of a computed shape operand as a vector of one."""
+    if count == 0:
+        raise PassError(f"the shape operand of {node.op_type} {node.name!r} has unknown contents")
+    sizes = editor.add_initializer(f"{node.name}/ones", np.ones(count, dtype=np.int64))
+    axis = {"axis": 0}
+    if editor.graph.opset_imports.get("", 13) >= 13:
+        return [*editor.insert_node("Split", [operand, sizes], before=node, attributes=axis, outputs=count)]
+    axis_and_sizes = {**axis, "split": [1] * count}
+    return [*editor.insert_node("Split", [operand], before=node, attributes=axis_and_sizes, outputs=count)]
+
+
+def _spell_out_split(
+    editor: GraphEditor, node: ir.Node, axes: AxisAnalysis, removed: Mapping[Atom, np.ndarray]
+) -> None:
+    """A Split in equal parts (no sizes given) gets explicit sizes, since its parts may now differ."""
+    parts = [s for s in axes.facts.sizes if isinstance(s, SizeOperand) and s.node is node and s.index == 1]
+    new = [resized(s.axis, removed) for s in sorted(parts, key=lambda s: s.element)]
+    node.attributes.pop("num_outputs", None)
+    if editor.graph.opset_imports.get("", 13) < 13:
+        editor.set_attribute(node, "split", new)
+        return
+    sizes = editor.add_initializer(f"{node.name}/split", np.array(new, dtype=np.int64))
+    if len(node.inputs) < 2:
+        node.resize_inputs(2)
+    node.replace_input_with(1, sizes)
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Recorded shapes of intermediate values may be stale now; consumers infer them again."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
