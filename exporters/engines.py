@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's progress lines, warnings and graph dumps off the terminal.
+    """Keep gradients out of the traced graph, and torch's progress, warnings and graph dumps off the terminal.
 
     What matters among them is measured instead: the file is run and compared. TorchScript prints its whole graph on
     standard output when it fails, which would spoil ``--json``.
@@ -101,7 +101,7 @@ def quiet() -> Iterator[None]:
 
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("torch", "onnxscript", "onnx_ir"))}
     dump = getattr(torch._C, "_jit_onnx_log", None)
-    with warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -31,10 +31,10 @@ def export_factory(
     """Call the factory that ``target`` names and export the module it returns; see ``export_torch``.
 
     ``target`` is ``package.module:function`` (found from the working folder too) or ``file.py:function``. The function
-    takes no argument and returns ``(module, example_inputs)`` or an ``ExportSpec``. Without dynamic axes, here or in the
-    spec, axis 0 of every input is dynamic and called "batch".
+    takes no argument and returns ``(module, example_inputs)`` or an ``ExportSpec``. Without dynamic axes, here or in
+    the spec, axis 0 of every input is dynamic and called "batch".
 
-    Raises: UsageError when the target cannot be found, fails, or returns something else; and what ``export_torch`` raises.
+    Raises: UsageError when the target cannot be found, fails, or returns something else; what ``export_torch`` raises.
     """
     require_torch()
     spec = load_spec(target)
@@ -75,7 +75,9 @@ def load_spec(target: str) -> ExportSpec:
     elif isinstance(result, Sequence) and len(result) == 2:
         spec = ExportSpec(result[0], (result[1],) if isinstance(result[1], torch.Tensor) else result[1])
     else:
-        raise UsageError(f"factory {target} returned {type(result).__name__}; return (module, example_inputs) or ExportSpec")
+        raise UsageError(
+            f"factory {target} returned {type(result).__name__}; return (module, example_inputs) or ExportSpec"
+        )
     if not isinstance(spec.module, torch.nn.Module):
         raise UsageError(f"factory {target} returned a {type(spec.module).__name__} where a torch.nn.Module belongs")
     return spec

@@ -6,15 +6,14 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from graphopt.errors import MissingDependencyError, ModelError, UsageError
+from graphopt.errors import ModelError, UsageError
 
 from .report import ExporterChoice, ExportReport, ExportSpec
 from .tasks import Output, read_task, task_spec
-from .torch_export import export_torch, require_torch
+from .torch_export import export_torch, require, require_torch
 from .verify import reason
 
 if TYPE_CHECKING:
@@ -36,9 +35,9 @@ def export_hf(
 ) -> ExportReport:
     """Export the model in ``folder`` in float32 and compare the file with torch; see ``export_torch``.
 
-    ``output`` is "logits" (what the architecture's head returns), "hidden" (``last_hidden_state [B, S, D]``, without the
-    head), "pooled" (``sentence_embedding [B, D]``: mean over unmasked tokens, unit length) or "auto": logits where the
-    architecture named in config.json has a head, hidden states otherwise.
+    ``output`` is "logits" (what the architecture's head returns), "hidden" (``last_hidden_state [B, S, D]``, without
+    the head), "pooled" (``sentence_embedding [B, D]``: mean over unmasked tokens, unit length) or "auto": logits where
+    the architecture named in config.json has a head, hidden states otherwise.
 
     Inputs by kind of model, int64 unless said otherwise, B, S and T dynamic:
       encoders and decoders   ``input_ids [B, S]``, ``attention_mask [B, S]``, ``token_type_ids [B, S]`` where used
@@ -47,9 +46,9 @@ def export_hf(
       images                  ``pixel_values [B, C, H, W]`` float32
     Decoders are exported without a key-value cache.
 
-    Raises: ModelError for a folder that is incomplete, damaged, of an unknown architecture, or that needs code of its own;
-    UsageError for an output the architecture does not have; MissingDependencyError without torch and transformers; and what
-    ``export_torch`` raises.
+    Raises: ModelError for a folder that is incomplete, damaged, of an unknown architecture, or that needs code of its
+    own; UsageError for an output the architecture does not have; MissingDependencyError without torch and transformers;
+    and what ``export_torch`` raises.
     """
     spec = load_hf(folder, attention=attention, output=output)
     return export_torch(
@@ -67,8 +66,7 @@ def export_hf(
 def load_hf(folder: str | os.PathLike[str], *, attention: Attention = "sdpa", output: Output = "auto") -> ExportSpec:
     """Load the folder's model, in float32 and evaluation mode, as a module with plain tensor inputs and outputs."""
     require_torch()
-    if find_spec("transformers") is None:
-        raise MissingDependencyError("a model folder needs transformers, which is not installed: pip install graphopt[torch]")
+    require("transformers", "a model folder")
     if attention not in ("eager", "sdpa"):
         raise UsageError(f"unknown attention {attention!r}; use eager or sdpa")
     root = Path(folder)
@@ -93,7 +91,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{file} has no model_type, so it does not say which architecture it describes")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        advice = "convert its pickled weights with save_pretrained(safe_serialization=True)" if pickled else "is it complete?"
+        advice = (
+            "convert its pickled weights with save_pretrained(safe_serialization=True)"
+            if pickled
+            else "is it complete?"
+        )
         raise ModelError(f"{folder} has no .safetensors weights; {advice}")
     return config
 
@@ -129,7 +131,9 @@ def _load_model(folder: Path, class_name: str, attention: Attention, *, headless
             "they would be random, so nothing is exported"
         )
     if info["mismatched_keys"]:
-        raise ModelError(f"{folder} has weights of other shapes than its config.json says: {info['mismatched_keys'][0]}")
+        raise ModelError(
+            f"{folder} has weights of other shapes than its config.json says: {info['mismatched_keys'][0]}"
+        )
     module: torch.nn.Module = model.eval()
     return module
 

@@ -33,7 +33,9 @@ def named_inputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor] | S
         inputs = dict(zip(plain, inputs, strict=False))
     for name, value in inputs.items():
         if not isinstance(value, torch.Tensor):
-            raise UsageError(f"example input {name!r} is a {type(value).__name__}; every example input must be a tensor")
+            raise UsageError(
+                f"example input {name!r} is a {type(value).__name__}; every example input must be a tensor"
+            )
         if name not in plain and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise UsageError(f"{type(module).__name__}.forward has no argument {name!r}; it takes: {', '.join(plain)}")
     ordered = [name for name in plain if name in inputs]
@@ -51,7 +53,9 @@ def axis_sizes(inputs: Tensors, axes: DynamicAxes, outputs: Sequence[str] = ()) 
         if tensor not in inputs:
             if tensor in outputs:
                 continue
-            raise UsageError(f"dynamic axes name {tensor!r}, which is neither an input nor an output: {', '.join(inputs)}")
+            raise UsageError(
+                f"dynamic axes name {tensor!r}, which is neither an input nor an output: {', '.join(inputs)}"
+            )
         shape = tuple(inputs[tensor].shape)
         for axis, name in named.items():
             if not name.isidentifier():

@@ -26,7 +26,11 @@ def label_outputs(path: Path, samples: Sequence[Sample], declared: Mapping[str, 
             if not dim.HasField("dim_param") or axis in declared.get(value.name, {}):
                 continue
             sizes = [sample.outputs[index].shape[axis] for sample in samples]
-            same = [name for name in samples[0].sizes if all(s.sizes[name] == n for s, n in zip(samples, sizes, strict=True))]
+            same = [
+                name
+                for name in samples[0].sizes
+                if all(s.sizes[name] == n for s, n in zip(samples, sizes, strict=True))
+            ]
             if len(set(sizes)) == 1:
                 dim.dim_value = sizes[0]
             elif same:

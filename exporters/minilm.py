@@ -26,8 +26,8 @@ def export_minilm(
     """Write the reference model to ``path``: 90 MB of float32, compared with torch; see ``export_hf``.
 
     Inputs, int64 ``[batch, sequence]`` with sequence <= 512: ``input_ids``, ``attention_mask``, ``token_type_ids``.
-    Output: ``last_hidden_state [batch, sequence, 384]``, or with ``output="pooled"`` the ``sentence_embedding [batch, 384]``
-    of unit length.
+    Output: ``last_hidden_state [batch, sequence, 384]``, or with ``output="pooled"`` the
+    ``sentence_embedding [batch, 384]`` of unit length.
 
     Raises: MissingDependencyError without torch, transformers or the package with the weights.
     """

@@ -56,8 +56,14 @@ def read_task(folder: Path, config: Mapping[str, Any], output: Output) -> Task:
     architectures = config.get("architectures") or []
     name = str(architectures[0]) if architectures else ""
     if config["model_type"] not in transformers.CONFIG_MAPPING:
-        own = "it needs code of its own (auto_map), which is never run" if "auto_map" in config else "it is not in transformers"
-        raise ModelError(f"{folder}: model type {config['model_type']!r} ({name or 'no architecture'}) is unknown: {own}")
+        own = (
+            "it needs code of its own (auto_map), which is never run"
+            if "auto_map" in config
+            else "it is not in transformers"
+        )
+        raise ModelError(
+            f"{folder}: model type {config['model_type']!r} ({name or 'no architecture'}) is unknown: {own}"
+        )
     head = next((entry for suffix, entry in _HEADS.items() if name.endswith(suffix)), None)
     if output == "auto":
         output = "hidden" if head is None else "logits"
@@ -69,7 +75,9 @@ def read_task(folder: Path, config: Mapping[str, Any], output: Output) -> Task:
         return Task(name if encoder else "AutoModel", names, headless=True, pooled=output == "pooled")
     if head is None:
         known = ", ".join(_HEADS)
-        raise UsageError(f"{folder}: architecture {name or '(none named)'} has no known head ({known}); use output hidden or pooled")
+        raise UsageError(
+            f"{folder}: architecture {name or '(none named)'} has no known head ({known}); use output hidden or pooled"
+        )
     class_name, outputs = head
     if class_name == "AutoModelForSeq2SeqLM" and config["model_type"] in _speech_types():
         class_name = _SPEECH_CLASS
@@ -100,8 +108,10 @@ def task_spec(task: Task, model: Any) -> ExportSpec:
         axes = {"input_features": {0: "batch"}, **decoder}
         return ExportSpec(wrappers.SpeechModel(model, picked, **cache), inputs, axes, None, names)
     if main != "input_ids" or getattr(config, "vocab_size", None) is None:
-        raise UsageError(f"{type(model).__name__} takes {main}: only text, speech features and images can be exported by folder; "
-                         "write a module:factory for it")
+        raise UsageError(
+            f"{type(model).__name__} takes {main}: only text, speech features and images can be exported by folder; "
+            "write a module:factory for it"
+        )
     inputs = _text_inputs(config)
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = _ids(config, 2, 6)
@@ -130,7 +140,9 @@ def _require_mean_pooling(folder: Path) -> None:
         raise ModelError(f"{file} cannot be read as JSON") from error
     chosen = [key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True]
     if chosen and chosen != ["pooling_mode_mean_tokens"]:
-        raise UsageError(f"{file} asks for {', '.join(chosen)}; pooled output is the mean over tokens: export hidden instead")
+        raise UsageError(
+            f"{file} asks for {', '.join(chosen)}; pooled output is the mean over tokens: export hidden instead"
+        )
 
 
 def _speech_types() -> frozenset[str]:

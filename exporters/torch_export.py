@@ -45,8 +45,8 @@ def export_torch(
     """Write ``module`` as ONNX to ``path`` and compare the file with torch in ONNX Runtime.
 
     ``example_inputs`` maps arguments of ``forward`` to tensors (a sequence: positional arguments); these names become
-    the graph's inputs unless ``input_names`` renames them. ``dynamic_axes`` is ``{input: {axis: name}}``; one name is one
-    size throughout. Sizes of outputs follow by themselves. Every other size is frozen at the example's.
+    the graph's inputs unless ``input_names`` renames them. ``dynamic_axes`` is ``{input: {axis: name}}``; one name is
+    one size throughout. Sizes of outputs follow by themselves. Every other size is frozen at the example's.
 
     ``opset=None`` means 18 for dynamo and 17 for TorchScript; a given opset holds for both. The file is run at the
     example's sizes, at larger ones and at size one, as far as the module itself takes them. A file that differs from
@@ -92,8 +92,13 @@ def export_torch(
 
 def require_torch() -> None:
     """Raise MissingDependencyError unless torch is installed."""
-    if find_spec("torch") is None:
-        raise MissingDependencyError("exporting needs torch, which is not installed: pip install graphopt[torch]")
+    require("torch", "exporting")
+
+
+def require(package: str, purpose: str) -> None:
+    """Raise MissingDependencyError unless ``package`` is installed; nothing is imported."""
+    if find_spec(package) is None:
+        raise MissingDependencyError(f"{purpose} needs {package}, which is not installed: pip install graphopt[torch]")
 
 
 def _plan(exporter: ExporterChoice, opset: int | None, tried: list[Attempt]) -> list[tuple[Exporter, int]]:
@@ -106,13 +111,20 @@ def _plan(exporter: ExporterChoice, opset: int | None, tried: list[Attempt]) -> 
         first: tuple[Exporter, int] = ("dynamo", opset or DYNAMO_OPSET)
         return [first] if exporter == "dynamo" else [first, ("torchscript", opset or TORCHSCRIPT_OPSET)]
     if exporter == "dynamo":
-        raise UsageError(f"dynamo writes opset {DYNAMO_OPSET} and later, not {opset}; use exporter torchscript for {opset}")
+        raise UsageError(
+            f"dynamo writes opset {DYNAMO_OPSET} and later, not {opset}; use exporter torchscript for {opset}"
+        )
     tried.append(Attempt("dynamo", opset, 0.0, f"writes opset {DYNAMO_OPSET} and later only"))
     return [("torchscript", opset)]
 
 
 def _attempt(
-    engine: Exporter, request: Request, draft: Path, names: Mapping[str, str], samples: Sequence[Sample], tolerance: float
+    engine: Exporter,
+    request: Request,
+    draft: Path,
+    names: Mapping[str, str],
+    samples: Sequence[Sample],
+    tolerance: float,
 ) -> tuple[str | None, tuple[Check, ...]]:
     """Run one exporter; return what is wrong with its file (None: nothing) and the comparisons made."""
     try:
@@ -145,9 +157,7 @@ def _opset(path: Path) -> int:
     return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 0)
 
 
-def _without_singletons(
-    inputs: Tensors, axes: DynamicAxes, sizes: dict[str, int]
-) -> tuple[Tensors, dict[str, int]]:
+def _without_singletons(inputs: Tensors, axes: DynamicAxes, sizes: dict[str, int]) -> tuple[Tensors, dict[str, int]]:
     """Grow dynamic axes of size one to two: torch.export takes a one for a constant."""
     grown = {name: max(size, 2) for name, size in sizes.items()}
     return resized(inputs, axes, grown), grown

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import GraphoptError
-from graphopt.runtime import Session
 
 from .inputs import Tensors, other_sizes, resized
 from .report import Check
@@ -33,7 +32,9 @@ class Sample:
     keys: tuple[str, ...]  #: names of the outputs where the module returns a mapping
 
 
-def torch_samples(module: torch.nn.Module, inputs: Tensors, axes: DynamicAxes, sizes: Mapping[str, int]) -> list[Sample]:
+def torch_samples(
+    module: torch.nn.Module, inputs: Tensors, axes: DynamicAxes, sizes: Mapping[str, int]
+) -> list[Sample]:
     """Run the module at the example's sizes and at those others that it accepts.
 
     Raises: GraphoptError when the module fails on its own example inputs.
@@ -60,6 +61,8 @@ def check_file(path: Path, inputs: Mapping[str, str], samples: Sequence[Sample],
     ``inputs`` maps each argument of ``forward`` to its graph input. An input the exporter dropped because no output
     depends on it is left out of the feed. ``tolerance`` is relative to each output's largest magnitude.
     """
+    from graphopt.runtime import Session
+
     try:
         session = Session(path, label="the exported file")
     except GraphoptError as error:

@@ -43,7 +43,7 @@ _WHERE = {
     "optimize": "graphopt.pipeline.optimize",
     "save_model": "graphopt.model",
 }
-__all__ = ["__version__", *sorted(_WHERE)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_WHERE)]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,21 +7,21 @@ and value has a name of its own over all scopes. Weights on disk stay there unti
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from graphopt.errors import ModelError
-from graphopt.model_checks import Defect, check_proto, external_window
-from graphopt.model_digest import digest, tensor_digest
+from graphopt.model_checks import DefectError, check_proto
+from graphopt.model_digest import digest, structure_digest, tensor_digest
 from graphopt.model_names import make_names_unique
 from graphopt.model_saving import EXTERNAL_ABOVE, SOURCE_KEY, save_model
 from graphopt.model_tensors import (
@@ -31,6 +31,7 @@ from graphopt.model_tensors import (
     attribute_tensors,
     string_data,
     tensor_chunks,
+    tensor_from_bytes,
     tensor_identity,
     tensor_window,
 )
@@ -55,12 +56,14 @@ __all__ = [
     "signature",
     "source_path",
     "string_data",
+    "structure_digest",
     "tensor_chunks",
     "tensor_digest",
     "tensor_window",
 ]
 
 _LAZY_ABOVE = 256 << 20  #: bytes; weights inside larger .onnx files stay in the file
+_SMALL = 64  #: elements; the checker sees smaller tensors as they are
 _PREFIX = "graphopt."
 # Operators that ONNX Runtime keeps in the standard domain though the standard does not have them (at that version).
 _RUNTIME_OPS = {"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "Gelu", "FusedConv"}
@@ -75,7 +78,7 @@ def open_model(path: Path | str) -> ir.Model:
     file = Path(path)
     try:
         return _open(file)
-    except Defect as defect:
+    except DefectError as defect:
         raise ModelError(f"{file}: {defect}") from defect
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror or error}); check the path") from error
@@ -84,22 +87,31 @@ def open_model(path: Path | str) -> ir.Model:
 def _open(file: Path) -> ir.Model:
     status = os.stat(file)
     if stat.S_ISDIR(status.st_mode):
-        raise Defect("is a folder; give the .onnx file in it")
+        raise DefectError("is a folder; give the .onnx file in it")
     if not stat.S_ISREG(status.st_mode):
-        raise Defect("is not a plain file; give a .onnx file")
+        raise DefectError("is not a plain file; give a .onnx file")
     if status.st_size == 0:
-        raise Defect("the file is empty; export or fetch it again")
+        raise DefectError("the file is empty; export or fetch it again")
     data = DataFile(os.path.abspath(file))
     proto, windows = _parse(data)
     folders = [os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))]
     check_proto(proto, folders, windows)
-    files: dict[str, DataFile] = {}
-    places = _external_places(proto, folders, files)
-    for index, (offset, length) in windows.items():
-        places[id(proto.graph.initializer[index])] = (data, offset, length)
-    model = _deserialize(proto, places)
+    try:
+        model = ir.from_proto(proto)
+        _normalise(model)
+    except (
+        ir.serde.SerdeError,
+        ir.passes.InvariantError,
+        ir.passes.PassError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+    ) as error:
+        raise DefectError(f"it cannot be represented ({_innermost(error)}); export the model again") from error
+    windows_by_name = {proto.graph.initializer[i].name: (data, *window) for i, window in windows.items()}
+    _leave_on_disk(model, folders[0], windows_by_name)
     model.meta[SOURCE_KEY] = os.path.abspath(file)
-    _normalise(model)
+    make_names_unique(model)
     _check_operators(model)
     return model
 
@@ -112,13 +124,13 @@ def _parse(data: DataFile) -> tuple[onnx.ModelProto, dict[int, tuple[int, int]]]
             return skeleton.proto, skeleton.windows
         return onnx.ModelProto.FromString(data.read(0, data.size)), {}
     except WireError as error:
-        raise Defect(_unreadable(view)) from error
+        raise DefectError(_unreadable(view)) from error
     except DecodeError as error:
         if "depth" in str(error).lower() or "recursion" in str(error).lower():
-            raise Defect(
+            raise DefectError(
                 "its graphs are nested deeper than protobuf can read (about 32 levels); flatten the control flow"
             ) from error
-        raise Defect(_unreadable(view)) from error
+        raise DefectError(_unreadable(view)) from error
 
 
 def _unreadable(view: memoryview) -> str:
@@ -129,28 +141,182 @@ def _unreadable(view: memoryview) -> str:
     return "is not an ONNX protobuf; give a .onnx file"
 
 
-_Places = dict[int, tuple[DataFile, int, int]]
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200]
 
 
-def _external_places(proto: onnx.ModelProto, folders: list[str], files: dict[str, DataFile]) -> _Places:
-    """Where the data of each external TensorProto lies; the key is the message's ``id``."""
-    places: _Places = {}
+def _normalise(model: ir.Model) -> None:
+    """Functions inlined, nodes in order, an IR version in which initializers need not be inputs."""
+    if model.functions:
+        before = {id(v): v.name for v in model.graph.inputs}
+        outputs = [v.name for v in model.graph.outputs]
+        InlinePass()(model)
+        model.functions.clear()
+        _restore_interface(model, before, outputs)
+    model.graph.sort()
+    if model.ir_version < 4:
+        RemoveInitializersFromInputsPass()(model)
+        model.ir_version = 4
 
-    def place(tensor: onnx.TensorProto) -> None:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            real, offset, length = external_window(tensor, folders, f"initializer {tensor.name!r}")
-            if real not in files:
-                files[real] = DataFile(real)
-            places[id(tensor)] = (files[real], offset, length)
 
-    bodies: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
-    for body in bodies:
-        if isinstance(body, onnx.GraphProto):
-            for tensor in body.initializer:
-                place(tensor)
-        for node in body.node:
-            for attr in node.attribute:
-                for tensor in (*([attr.t] if attr.HasField("t") else ()), *attr.tensors):
-                    place(tensor)
-                bodies.extend((*([attr.g] if attr.HasField("g") else ()), *attr.graphs))
-    return places
+def _restore_interface(model: ir.Model, inputs: Mapping[int, str | None], outputs: list[str | None]) -> None:
+    """Undo what inlining does to a function that returns its own input: the input took over the output's name."""
+    for value in model.graph.inputs:
+        value.name = inputs[id(value)]
+    for i, (value, name) in enumerate(zip(list(model.graph.outputs), outputs, strict=True)):
+        if value.name == name:
+            continue
+        copy = ir.node("Identity", [value], outputs=[ir.Value(name=name, type=value.type, shape=value.shape)])
+        model.graph.append(copy)
+        model.graph.outputs[i] = copy.outputs[0]
+
+
+def _leave_on_disk(model: ir.Model, folder: str, windows: Mapping[str, tuple[DataFile, int, int]]) -> None:
+    """Turn every tensor whose data is in a file into a FileTensor; the locations have been checked."""
+    files: dict[str, DataFile] = {}
+
+    def placed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        if not isinstance(tensor, ir.ExternalTensor):
+            return tensor
+        real = os.path.realpath(os.path.join(folder, tensor.location))
+        if real not in files:
+            files[real] = DataFile(real)
+        return FileTensor(files[real], tensor.offset or 0, tensor.nbytes, tensor.dtype, tensor.shape, name=name)
+
+    for name, (file, offset, length) in windows.items():
+        value = model.graph.initializers[name]
+        if value.const_value is not None:
+            header = value.const_value
+            value.const_value = FileTensor(
+                file, offset, length, header.dtype, ir.Shape(header.shape.numpy()), name=name
+            )
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = placed(value.const_value, value.name or "")
+        for node in graph:
+            for name, attr in list(node.attributes.items()):
+                held = attribute_tensors(attr)
+                if any(isinstance(tensor, ir.ExternalTensor) for tensor in held):
+                    moved = [placed(tensor, tensor.name or name) for tensor in held]
+                    single = attr.type is ir.AttributeType.TENSOR
+                    node.attributes[name] = ir.AttrTensor(name, moved[0]) if single else ir.AttrTensors(name, moved)
+
+
+def _check_operators(model: ir.Model) -> None:
+    """Let ``onnx.checker`` judge operators and attributes, on a serialised copy without weights."""
+    undo: list[Callable[[], None]] = []
+    try:
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    undo.append(partial(setattr, value, "const_value", value.const_value))
+                    value.const_value = _placeholder(value.const_value)
+            for node in graph:
+                if node.op_type in _RUNTIME_OPS and not node.domain and not is_standard_op(node, model):
+                    undo.append(partial(setattr, node, "domain", node.domain))
+                    node.domain = "com.microsoft"
+                for name, attr in list(node.attributes.items()):
+                    if any(tensor.size > _SMALL for tensor in attribute_tensors(attr)):
+                        undo.append(partial(node.attributes.__setitem__, name, attr))
+                        held = [_placeholder(tensor) for tensor in attribute_tensors(attr)]
+                        single = attr.type is ir.AttributeType.TENSOR
+                        node.attributes[name] = ir.AttrTensor(name, held[0]) if single else ir.AttrTensors(name, held)
+        proto = ir.to_proto(model)
+    finally:
+        for step in undo:
+            step()
+    if "com.microsoft" not in model.graph.opset_imports:
+        proto.opset_import.add(domain="com.microsoft", version=1)
+    try:
+        onnx.checker.check_model(proto.SerializeToString())
+    except onnx.checker.ValidationError as error:
+        cause = " ".join(str(error).split("\n\n==>")[0].split()).rstrip(".")
+        raise DefectError(f"it is not valid ONNX ({cause[:300]}); export the model again") from error
+
+
+def _placeholder(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype is ir.DataType.STRING or tensor.size <= _SMALL:
+        return tensor
+    return tensor_from_bytes(tensor.dtype, [0], b"", name=tensor.name or "")
+
+
+def is_standard_op(node: ir.Node, model: ir.Model) -> bool:
+    """Whether the ONNX standard has this operator at the opset the model imports."""
+    if node.domain:
+        return False
+    return bool(onnx.defs.has(node.op_type, model.graph.opset_imports.get("", 1), ""))
+
+
+# -- copies and descriptions ----------------------------------------------------------------------------------------
+def clone_model(model: ir.Model) -> ir.Model:
+    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
+def source_path(model: ir.Model) -> Path | None:
+    """The file the model was opened from, if any."""
+    source = model.meta.get(SOURCE_KEY)
+    return Path(source) if source else None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """One input or output. A dim is an int, a symbol, or None when nothing is known."""
+
+    name: str
+    dtype: str  #: e.g. "FLOAT", or the whole type for sequences and optionals
+    dims: tuple[int | str | None, ...] | None  #: None: not even the rank is known
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model's callers rely on."""
+
+    inputs: tuple[ValueInfo, ...]  #: those a caller must give
+    outputs: tuple[ValueInfo, ...]
+    defaults: tuple[ValueInfo, ...] = ()  #: inputs with an initializer, which a caller may leave out
+
+
+def signature(model: ir.Model) -> Signature:
+    """Names, types and dims of the inputs and outputs, in order."""
+    required = [v for v in model.graph.inputs if not v.is_initializer()]
+    optional = [v for v in model.graph.inputs if v.is_initializer()]
+    return Signature(
+        tuple(map(_describe, required)), tuple(map(_describe, model.graph.outputs)), tuple(map(_describe, optional))
+    )
+
+
+def _describe(value: ir.Value) -> ValueInfo:
+    dims = tuple(d if isinstance(d, int) else d.value for d in value.shape) if value.shape is not None else None
+    plain = isinstance(value.type, ir.TensorType)
+    return ValueInfo(value.name or "", value.type.dtype.name if plain and value.type else str(value.type), dims)
+
+
+def model_bytes(model: ir.Model) -> int:
+    """Bytes of all weights (initializers and tensors in attributes, all scopes); a shared tensor counts once."""
+    sizes: dict[tuple[object, ...], int] = {}
+    for tensor in all_tensors(model):
+        string = tensor.dtype is ir.DataType.STRING
+        sizes[tensor_identity(tensor)] = sum(map(len, string_data(tensor))) if string else tensor.nbytes
+    return sum(sizes.values())
+
+
+def file_digest(path: Path | str) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(model: ir.Model) -> dict[str, str]:
+    """What graphopt has noted in the model: the ``graphopt.*`` metadata, without the prefix."""
+    return {k.removeprefix(_PREFIX): v for k, v in model.metadata_props.items() if k.startswith(_PREFIX)}
+
+
+def set_provenance(model: ir.Model, key: str, value: str) -> None:
+    """Note ``value`` under ``graphopt.<key>`` in the model's metadata."""
+    model.metadata_props[_PREFIX + key] = value

@@ -25,12 +25,12 @@ _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint6
 Visible = tuple[set[str], ...]  #: names defined in this graph, then in the graphs around it
 
 
-class Defect(ModelError):
+class DefectError(ModelError):
     """A fault found in a model; ``open_model`` puts the file's name in front."""
 
 
 def check_proto(proto: onnx.ModelProto, folders: Sequence[str], windows: dict[int, tuple[int, int]]) -> None:
-    """Raise Defect for the first thing that makes ``proto`` unusable.
+    """Raise DefectError for the first thing that makes ``proto`` unusable.
 
     ``folders`` are the real paths in which external data may lie; ``windows`` tells which main-graph initializers have
     been left in the file (index -> offset, length).
@@ -48,20 +48,20 @@ def check_proto(proto: onnx.ModelProto, folders: Sequence[str], windows: dict[in
 
 def _check_header(proto: onnx.ModelProto) -> None:
     if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
-        raise Defect("it holds no ONNX graph; give a .onnx file")
+        raise DefectError("it holds no ONNX graph; give a .onnx file")
     if proto.ir_version > onnx.IR_VERSION:
-        raise Defect(
+        raise DefectError(
             f"its IR version is {proto.ir_version}, the installed onnx knows up to {onnx.IR_VERSION}; upgrade onnx"
         )
     newest = onnx.defs.onnx_opset_version()
     for entry in proto.opset_import:
         if _domain(entry.domain) == "" and not OLDEST_OPSET <= entry.version <= newest:
             what = "upgrade onnx" if entry.version > newest else "convert it with onnx.version_converter first"
-            raise Defect(f"it uses opset {entry.version}, supported are {OLDEST_OPSET} to {newest}; {what}")
+            raise DefectError(f"it uses opset {entry.version}, supported are {OLDEST_OPSET} to {newest}; {what}")
     if len({_domain(entry.domain) for entry in proto.opset_import}) != len(proto.opset_import):
-        raise Defect("it imports one operator domain twice; export it again")
+        raise DefectError("it imports one operator domain twice; export it again")
     if not proto.graph.output:
-        raise Defect("its graph has no outputs; nothing would be left of it")
+        raise DefectError("its graph has no outputs; nothing would be left of it")
 
 
 def _domain(name: str) -> str:
@@ -76,21 +76,19 @@ class _Scope:
         self.functions = functions
         self.folders = folders
 
-    def check_graph(
-        self, graph: onnx.GraphProto, outer: Visible, windows: dict[int, tuple[int, int]]
-    ) -> set[str]:
+    def check_graph(self, graph: onnx.GraphProto, outer: Visible, windows: dict[int, tuple[int, int]]) -> set[str]:
         """Check one graph and its bodies; returns the names it takes from outside."""
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
-            raise Defect(f"sparse initializer {name!r} is not supported; store it dense")
+            raise DefectError(f"sparse initializer {name!r} is not supported; store it dense")
         for info in (*graph.input, *graph.output, *graph.value_info):
             _check_type(info.type, info.name)
         inputs = [info.name for info in graph.input]
         for repeated in _repeated(inputs):
-            raise Defect(f"graph input {repeated!r} is defined twice; names must be unique")
+            raise DefectError(f"graph input {repeated!r} is defined twice; names must be unique")
         weights = [tensor.name for tensor in graph.initializer]
         for repeated in _repeated(weights):
-            raise Defect(f"initializer {repeated!r} is defined twice; names must be unique")
+            raise DefectError(f"initializer {repeated!r} is defined twice; names must be unique")
         for index, tensor in enumerate(graph.initializer):
             check_tensor(tensor, self.folders, windows.get(index))
         defined = list(dict.fromkeys(inputs + weights))
@@ -110,7 +108,7 @@ class _Scope:
         for node in nodes:
             for name in node.output:
                 if name and name in known:
-                    raise Defect(f"value {name!r} is defined twice, again by {_label(node)}; names must be unique")
+                    raise DefectError(f"value {name!r} is defined twice, again by {_label(node)}; names must be unique")
                 known.add(name)
         known.discard("")
         visible = (known, *outer)
@@ -121,27 +119,28 @@ class _Scope:
             uses.append(read & known)
             free |= read - known
         for name in outputs:
-            if not _sees(visible, name):
-                raise Defect(f"output {name!r} of {where} is defined nowhere; export the model again")
-            if name not in known:
-                free.add(name)
+            if name in known:
+                continue
+            if _sees(outer, name):
+                raise DefectError(f"output {name!r} of {where} is a value from outside it; put an Identity in between")
+            raise DefectError(f"output {name!r} of {where} is defined nowhere; export the model again")
         _check_order(nodes, uses)
         return free
 
     def _check_node(self, node: onnx.NodeProto, visible: Visible) -> set[str]:
         domain = _domain(node.domain)
         if domain not in self.domains and (domain, node.op_type) not in self.functions:
-            raise Defect(
-                f"{_label(node)} is of the unknown domain {node.domain or 'ai.onnx'!r}, which the model does not import; "
-                "add it to its opset_import"
+            raise DefectError(
+                f"{_label(node)} is of the unknown domain {node.domain or 'ai.onnx'!r}, "
+                "which the model does not import; add it to its opset_import"
             )
         read = {name for name in node.input if name}
         for name in read:
             if not _sees(visible, name):
-                raise Defect(f"{_label(node)} reads the undefined value {name!r}; export the model again")
+                raise DefectError(f"{_label(node)} reads the undefined value {name!r}; export the model again")
         for attr in node.attribute:
             if attr.HasField("sparse_tensor") or attr.sparse_tensors:
-                raise Defect(f"{_label(node)} holds a sparse tensor, which is not supported; store it dense")
+                raise DefectError(f"{_label(node)} holds a sparse tensor, which is not supported; store it dense")
             for tensor in (*([attr.t] if attr.HasField("t") else ()), *attr.tensors):
                 check_tensor(tensor, self.folders, None, label=f"attribute {attr.name!r} of {_label(node)}")
             for body in (*([attr.g] if attr.HasField("g") else ()), *attr.graphs):
@@ -169,7 +168,7 @@ def _check_type(type_: onnx.TypeProto, name: str) -> None:
     while True:
         kind = type_.WhichOneof("value")
         if kind in ("map_type", "opaque_type"):
-            raise Defect(f"value {name!r} is of a map type (ZipMap), which is not supported; export without it")
+            raise DefectError(f"value {name!r} is of a map type (ZipMap), which is not supported; export without it")
         if kind == "sequence_type":
             type_ = type_.sequence_type.elem_type
         elif kind == "optional_type":
@@ -179,7 +178,7 @@ def _check_type(type_: onnx.TypeProto, name: str) -> None:
 
 
 def _check_order(nodes: list[onnx.NodeProto], uses: list[set[str]]) -> None:
-    """Raise Defect when the nodes cannot be ordered; unsorted but acyclic is fine."""
+    """Raise DefectError when the nodes cannot be ordered; unsorted but acyclic is fine."""
     producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     if all(producer.get(name, -1) < i for i, names in enumerate(uses) for name in names):
         return
@@ -197,26 +196,26 @@ def _check_order(nodes: list[onnx.NodeProto], uses: list[set[str]]) -> None:
                 ready.append(reader)
     if len(ready) < len(nodes):
         stuck = next(i for i, count in enumerate(waiting) if count)
-        raise Defect(f"its nodes form a cycle, {_label(nodes[stuck])} waits for itself; export the model again")
+        raise DefectError(f"its nodes form a cycle, {_label(nodes[stuck])} waits for itself; export the model again")
 
 
 # -- tensors --------------------------------------------------------------------------------------------------------
 def check_tensor(
     tensor: onnx.TensorProto, folders: Sequence[str], window: tuple[int, int] | None, *, label: str = ""
 ) -> None:
-    """Raise Defect when the bytes a tensor has do not fit its type and dims, or lie where they may not."""
+    """Raise DefectError when the bytes a tensor has do not fit its type and dims, or lie where they may not."""
     label = label or f"initializer {tensor.name!r}"
     try:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:
         dtype = ir.DataType.UNDEFINED
     if dtype is ir.DataType.UNDEFINED:
-        raise Defect(f"{label} is of the unknown element type {tensor.data_type}; export the model again")
+        raise DefectError(f"{label} is of the unknown element type {tensor.data_type}; export the model again")
     if tensor.HasField("segment"):
-        raise Defect(f"{label} is stored in segments, which is not supported; store it whole")
+        raise DefectError(f"{label} is stored in segments, which is not supported; store it whole")
     dims = tuple(tensor.dims)
     if any(d < 0 for d in dims):
-        raise Defect(f"{label} has the negative size {list(dims)}; export the model again")
+        raise DefectError(f"{label} has the negative size {list(dims)}; export the model again")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         _, _, have = external_window(tensor, folders, label)
         expected = byte_count(dtype, dims) if dtype is not ir.DataType.STRING else -1
@@ -230,9 +229,9 @@ def check_tensor(
         expected = _typed_count(dtype, dims)
         unit = "elements"
     if expected < 0:
-        raise Defect(f"{label} holds strings as raw bytes, which ONNX does not allow; export the model again")
+        raise DefectError(f"{label} holds strings as raw bytes, which ONNX does not allow; export the model again")
     if have != expected:
-        raise Defect(f"{label} has {have} {unit}, its shape {list(dims)} needs {expected}; the file is damaged")
+        raise DefectError(f"{label} has {have} {unit}, its shape {list(dims)} needs {expected}; the file is damaged")
 
 
 def _typed_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
@@ -249,32 +248,32 @@ def _typed_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
 def external_window(tensor: onnx.TensorProto, folders: Sequence[str], label: str) -> tuple[str, int, int]:
     """The real path, offset and length of external data, after every check that can be made without reading it.
 
-    Raises Defect when it lies outside ``folders`` (the model's own folder; the first entry resolves locations), is
+    Raises DefectError when it lies outside ``folders`` (the model's own folder; the first entry resolves locations), is
     missing, is no plain file, or ends before the tensor does.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     what = f"external data {location!r} of {label}"
     if not location:
-        raise Defect(f"external data of {label} has no location; the file is damaged")
+        raise DefectError(f"external data of {label} has no location; the file is damaged")
     parts = re.split(r"[/\\]", location)
     if "\0" in location or os.path.isabs(location) or parts[0] == "" or ":" in parts[0] or ".." in parts:
-        raise Defect(f"{what} lies outside the model's folder; put the data file beside the model")
+        raise DefectError(f"{what} lies outside the model's folder; put the data file beside the model")
     real = os.path.realpath(os.path.join(folders[0], location))
     if not any(os.path.commonpath((folder, real)) == folder for folder in map(os.path.realpath, folders)):
-        raise Defect(f"{what} is a link that leads outside the model's folder; put the data file itself beside the model")
+        raise DefectError(f"{what} is a link that leads outside the model's folder; put the data file beside the model")
     try:
         status = os.stat(real)
     except OSError as error:
-        raise Defect(f"{what} is missing ({error.strerror}); put the data file beside the model") from error
+        raise DefectError(f"{what} is missing ({error.strerror}); put the data file beside the model") from error
     if not stat.S_ISREG(status.st_mode):
-        raise Defect(f"{what} is not a plain file; put the data file beside the model")
+        raise DefectError(f"{what} is not a plain file; put the data file beside the model")
     offset = _size(entries.get("offset", "0"), f"offset of {what}")
     length = _size(entries["length"], f"length of {what}") if "length" in entries else None
     if length is None:
         length = byte_count(ir.DataType(tensor.data_type), tuple(tensor.dims))
     if offset + length > status.st_size:
-        raise Defect(
+        raise DefectError(
             f"{what} should reach byte {offset + length}, but the data file ends at {status.st_size}; fetch it again"
         )
     return real, offset, length
@@ -282,5 +281,5 @@ def external_window(tensor: onnx.TensorProto, folders: Sequence[str], label: str
 
 def _size(text: str, what: str) -> int:
     if not re.fullmatch(r"[0-9]{1,20}", text):
-        raise Defect(f"the {what} is {text!r}, not a number of bytes; the file is damaged")
+        raise DefectError(f"the {what} is {text!r}, not a number of bytes; the file is damaged")
     return int(text)

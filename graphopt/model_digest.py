@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
-from graphopt.model_tensors import FileTensor, tensor_chunks
+from graphopt.model_tensors import FileTensor, tensor_chunks, tensor_identity
 
 _CACHE_KEY = "graphopt.sha256"
+
+Content = Callable[[ir.TensorProtocol], bytes]
 
 
 def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
@@ -28,15 +30,38 @@ def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
 
 
 def digest(model: ir.Model) -> str:
-    """Hex sha256 over topology, operators, attributes, weights by content, inputs and outputs with their names and types.
+    """Hex sha256 over topology, operators, attributes, weights by content, and the interface with names and types.
 
     Left out: names of intermediate values, initializers and nodes, the order of nodes that do not depend on each other,
     doc strings, metadata and inferred shapes. Two equal initializers count as two: sharing them changes the digest.
     """
+    known: dict[int, bytes] = {}
+
+    def content(tensor: ir.TensorProtocol) -> bytes:
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor_digest(tensor)
+        return known[id(tensor)]
+
+    return _model_digest(model, content)
+
+
+def structure_digest(model: ir.Model) -> str:
+    """Like ``digest``, but weights are told apart by being one object or not, and never read.
+
+    Only for comparing states of one model in one process: cheap whatever the model's size.
+    """
+
+    def content(tensor: ir.TensorProtocol) -> bytes:
+        return str((tensor.dtype.name, tuple(tensor.shape.numpy()), tensor_identity(tensor))).encode()
+
+    return _model_digest(model, content)
+
+
+def _model_digest(model: ir.Model, content: Content) -> str:
     opsets = sorted(model.graph.opset_imports.items())
     interface = [_typed(v) for v in (*model.graph.inputs, *model.graph.outputs)]
     names = [v.name or "" for v in (*model.graph.inputs, *model.graph.outputs)]
-    body = _graph_digest(model.graph, {}, {}, depth=0)
+    body = _graph_digest(model.graph, {}, content, depth=0)
     return _hash(b"model", str((model.ir_version, opsets, names, interface)).encode(), body).hex()
 
 
@@ -53,35 +78,22 @@ def _typed(value: ir.Value) -> str:
     return f"{value.type}:{dims}"
 
 
-def _graph_digest(
-    graph: ir.Graph, outer: dict[int, bytes], tensors: dict[int, bytes], *, depth: int
-) -> bytes:
+def _graph_digest(graph: ir.Graph, outer: dict[int, bytes], content: Content, *, depth: int) -> bytes:
     known = dict(outer) if depth else outer
     for i, value in enumerate(graph.inputs):
         known[id(value)] = _hash(b"input", str((depth, i, _typed(value))).encode())
     weights = []
     for value in graph.initializers.values():
-        content = _constant(value, tensors)
-        weights.append(content)
+        held = content(value.const_value) if value.const_value is not None else b"none"
+        weights.append(held)
         # An input with a default is told apart by its position, and carries its default besides.
-        known[id(value)] = _hash(known[id(value)], content) if id(value) in known else content
-    nodes = _digest_nodes(graph, known, tensors, depth)
+        known[id(value)] = _hash(known[id(value)], held) if id(value) in known else held
+    nodes = _digest_nodes(graph, known, content, depth)
     outputs = [known[id(value)] for value in graph.outputs]
     return _hash(b"graph", *outputs, b"nodes", *sorted(nodes), b"weights", *sorted(weights))
 
 
-def _constant(value: ir.Value, tensors: dict[int, bytes]) -> bytes:
-    tensor = value.const_value
-    if tensor is None:
-        return b"none"
-    if id(tensor) not in tensors:
-        tensors[id(tensor)] = tensor_digest(tensor)
-    return tensors[id(tensor)]
-
-
-def _digest_nodes(
-    graph: Iterable[ir.Node], known: dict[int, bytes], tensors: dict[int, bytes], depth: int
-) -> list[bytes]:
+def _digest_nodes(graph: Iterable[ir.Node], known: dict[int, bytes], content: Content, depth: int) -> list[bytes]:
     digests: list[bytes] = []
     local = {id(out) for node in graph for out in node.outputs}
     waiting, stalled = deque(graph), 0
@@ -95,7 +107,7 @@ def _digest_nodes(
         stalled = 0
         inputs = [known.get(id(v), b"undefined") if v is not None else b"absent" for v in node.inputs]
         attributes = [
-            _hash(name.encode(), _attribute(node.attributes[name], known, tensors, depth))
+            _hash(name.encode(), _attribute(node.attributes[name], known, content, depth))
             for name in sorted(node.attributes)
         ]
         kind = str((node.domain, node.op_type, node.overload, len(node.outputs))).encode()
@@ -106,22 +118,22 @@ def _digest_nodes(
     return digests
 
 
-def _attribute(attr: ir.Attr, known: dict[int, bytes], tensors: dict[int, bytes], depth: int) -> bytes:
+def _attribute(attr: ir.Attr, known: dict[int, bytes], content: Content, depth: int) -> bytes:
     kind = attr.type.name.encode()
     if attr.is_ref():
         return _hash(b"ref", kind, str(attr.ref_attr_name).encode())
     if attr.type is ir.AttributeType.GRAPH:
-        return _bodies([attr.as_graph()], known, tensors, depth)
+        return _bodies([attr.as_graph()], known, content, depth)
     if attr.type is ir.AttributeType.GRAPHS:
-        return _bodies(attr.as_graphs(), known, tensors, depth)
+        return _bodies(attr.as_graphs(), known, content, depth)
     if attr.type is ir.AttributeType.TENSOR:
-        return _hash(kind, tensor_digest(attr.as_tensor()))
+        return _hash(kind, content(attr.as_tensor()))
     if attr.type is ir.AttributeType.TENSORS:
-        return _hash(kind, *(tensor_digest(tensor) for tensor in attr.as_tensors()))
+        return _hash(kind, *map(content, attr.as_tensors()))
     proto = ir.to_proto(attr)
     proto.ClearField("doc_string")
     return _hash(kind, proto.SerializeToString(deterministic=True))
 
 
-def _bodies(graphs: Sequence[ir.Graph], known: dict[int, bytes], tensors: dict[int, bytes], depth: int) -> bytes:
-    return _hash(b"bodies", *(_graph_digest(graph, known, tensors, depth=depth + 1) for graph in graphs))
+def _bodies(graphs: Sequence[ir.Graph], known: dict[int, bytes], content: Content, depth: int) -> bytes:
+    return _hash(b"bodies", *(_graph_digest(graph, known, content, depth=depth + 1) for graph in graphs))

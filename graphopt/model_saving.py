@@ -11,13 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.model_tensors import FileTensor, all_tensors, attribute_tensors, string_data, tensor_chunks, tensor_identity
+from graphopt.model_tensors import (
+    FileTensor,
+    all_tensors,
+    attribute_tensors,
+    string_data,
+    tensor_chunks,
+    tensor_identity,
+)
 from graphopt.model_wire import length_tag
 
 EXTERNAL_ABOVE = 1_500_000_000  #: bytes of weights; larger models get a data file beside them
@@ -34,8 +41,8 @@ def save_model(
     """Write ``model`` to ``path``; returns the files written, the ``.onnx`` first.
 
     The weights go into the file, or into ``<name>.data`` beside it when they exceed 1.5 GB or ``external`` is true.
-    Both are written under temporary names, synced and renamed: whatever happens (full disk, Ctrl-C), there is either the
-    whole model or nothing. Weights on disk are copied file to file, in pieces. ``progress(done, total)`` counts bytes.
+    Both are written under temporary names, synced and renamed: whatever happens (full disk, Ctrl-C), there is either
+    the whole model or nothing. Weights on disk are copied in pieces. ``progress(done, total)`` counts bytes.
 
     Raises ModelError when the target is the file the model comes from, or cannot be written.
     """
@@ -64,7 +71,9 @@ def save_model(
         except OSError as error:
             _remove((*temporary, *written))
             reason = error.strerror or str(error)
-            raise ModelError(f"{target}: cannot be written ({reason}); nothing was left behind, choose another place") from error
+            raise ModelError(
+                f"{target}: cannot be written ({reason}); nothing is left of it, free the place"
+            ) from error
         except BaseException:
             gate.close()
             _remove((*temporary, *written))
@@ -126,7 +135,9 @@ def _check_target(model: ir.Model, layout: _Layout) -> None:
     if not target.parent.is_dir():
         raise ModelError(f"{target}: the folder {str(target.parent)!r} does not exist; create it first")
     sources = {str(model.meta[SOURCE_KEY])} if SOURCE_KEY in model.meta else set()
-    sources |= {t.file.path if isinstance(t, FileTensor) else t.path for t in all_tensors(model) if isinstance(t, ir.ExternalTensor)}
+    for tensor in all_tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            sources.add(tensor.file.path if isinstance(tensor, FileTensor) else tensor.path)
     for file in (target, layout.data_path):
         if file.is_dir():
             raise ModelError(f"{file}: is a folder; give a file name")
@@ -204,10 +215,11 @@ def _write_protobuf(layout: _Layout, out: BinaryIO, meter: _Meter) -> None:
     proto = ir.to_proto(skeleton)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    parts: list[tuple[bytes, ir.TensorProtocol | None]] = []
-    for value in weights:
-        if value.const_value is not None:
-            parts.append(_initializer_head(value.name or "", layout.placed(value.const_value, value.name or "")))
+    parts = [
+        _initializer_head(value.name or "", layout.placed(value.const_value, value.name or ""))
+        for value in weights
+        if value.const_value is not None
+    ]
     length = len(graph) + sum(len(head) + (t.nbytes if t is not None else 0) for head, t in parts)
     if length > _PROTOBUF_LIMIT:
         raise ModelError(f"{layout.target}: {length} bytes do not fit in one protobuf file; save with external data")
@@ -259,7 +271,7 @@ def _in_protobuf(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 # -- interrupts -----------------------------------------------------------------------------------------------------
 class _InterruptGate:
-    """While open, Ctrl-C interrupts as ever, once; while closed it waits, so that cleaning up and renaming are whole."""
+    """While open, Ctrl-C interrupts as ever, once; while closed it waits, so that no clean-up is cut short."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -269,7 +281,7 @@ class _InterruptGate:
     def close(self) -> None:
         self.closed = True
 
-    def __enter__(self) -> _InterruptGate:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             before = signal.getsignal(signal.SIGINT)
             if callable(before):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,7 @@ class FileTensor(ir.ExternalTensor):
         if self.size == 0:
             return np.zeros(self.shape.numpy(), dtype=self.dtype.numpy())
         if self.dtype.bitwidth < 8:
-            proto = onnx.TensorProto(data_type=int(self.dtype), dims=self.shape.numpy(), raw_data=self.tobytes())
-            return ir.from_proto(proto).numpy()
+            return tensor_from_bytes(self.dtype, self.shape.numpy(), self.tobytes()).numpy()
         dtype = np.dtype(self.dtype.numpy()).newbyteorder("<")
         start = self.offset or 0
         array = np.frombuffer(self.file.mapping, dtype=dtype, offset=start, count=self.size)
@@ -86,6 +85,11 @@ class FileTensor(ir.ExternalTensor):
     def tofile(self, file: Any) -> None:
         for chunk in tensor_chunks(self):
             file.write(chunk)
+
+
+def tensor_from_bytes(dtype: ir.DataType, dims: Sequence[int], data: bytes, *, name: str = "") -> ir.TensorProtocol:
+    """A tensor in memory over ``data`` in ONNX's raw layout (little-endian, small types packed)."""
+    return ir.serde.TensorProtoTensor(onnx.TensorProto(name=name, data_type=int(dtype), dims=dims, raw_data=data))
 
 
 def tensor_chunks(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[bytes | memoryview]:
@@ -130,6 +134,8 @@ def string_data(tensor: ir.TensorProtocol) -> list[bytes]:
 
 def tensor_identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     """Equal for two tensors that are one piece of storage (not: for two with equal contents)."""
+    if isinstance(tensor, FileTensor):
+        return (tensor.file.path, tensor.offset or 0, tensor.nbytes)
     if isinstance(tensor, ir.ExternalTensor):
         return (os.path.realpath(tensor.path), tensor.offset or 0, tensor.nbytes)
     return (id(tensor),)
@@ -152,7 +158,7 @@ def attribute_tensors(attr: ir.Attr) -> list[ir.TensorProtocol]:
 
 
 def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor of every scope: initializers first, then the tensors in node attributes. Shared ones come repeatedly."""
+    """Every tensor of every scope: initializers, then those in node attributes. Shared ones come repeatedly."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:

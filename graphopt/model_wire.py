@@ -27,7 +27,7 @@ class Skeleton:
     """A parsed model whose big main-graph initializers have no data, and where that data lies."""
 
     proto: onnx.ModelProto
-    windows: dict[int, tuple[int, int]] = field(default_factory=dict)  #: initializer index -> (offset, length) in the file
+    windows: dict[int, tuple[int, int]] = field(default_factory=dict)  #: initializer index -> (offset, length)
 
 
 def varint(value: int) -> bytes:
@@ -90,7 +90,7 @@ def looks_truncated(data: Buffer) -> bool:
     seen = False
     try:
         for number, kind, _, _, _ in _fields(data, 0, len(data)):
-            seen = seen or number == 1 and kind == _VARINT
+            seen = seen or (number == 1 and kind == _VARINT)
     except WireError as error:
         return seen and str(error) == "truncated"
     return False

@@ -27,9 +27,12 @@ def slice_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> No
     """
     removed = _checked(removal)
     _slice_weights(editor, axes, removed)
+    attributes: dict[tuple[ir.Node, str], list[SizeAttribute]] = {}
     for size in axes.facts.sizes:
         if isinstance(size, SizeAttribute):
-            _repair_attribute(editor, size, removed)
+            attributes.setdefault((size.node, size.name), []).append(size)
+    for (node, name), listed in attributes.items():
+        _repair_attribute(editor, node, name, listed, removed)
     operands: dict[tuple[ir.Node, int], list[SizeOperand]] = {}
     for size in axes.facts.sizes:
         if isinstance(size, SizeOperand) and any(leaf in removed for leaf in leaves(size.axis)):
@@ -104,16 +107,14 @@ def _slice_weights(editor: GraphEditor, axes: AxisAnalysis, removed: Mapping[Ato
             editor.set_initializer(value, array, uses=uses)
 
 
-def _repair_attribute(editor: GraphEditor, size: SizeAttribute, removed: Mapping[Atom, np.ndarray]) -> None:
-    if not any(leaf in removed for leaf in leaves(size.axis)):
+def _repair_attribute(
+    editor: GraphEditor, node: ir.Node, name: str, sizes: list[SizeAttribute], removed: Mapping[Atom, np.ndarray]
+) -> None:
+    """Write the new sizes; a list that was left to its default is spelled out once its elements may differ."""
+    if not any(leaf in removed for size in sizes for leaf in leaves(size.axis)):
         return
-    new = resized(size.axis, removed)
-    if size.element is not None:
-        listed = list(size.node.attributes[size.name].as_ints())
-        listed[size.element] = new
-        editor.set_attribute(size.node, size.name, listed)
-    else:
-        editor.set_attribute(size.node, size.name, new)
+    new = [resized(size.axis, removed) for size in sizes]
+    editor.set_attribute(node, name, new if sizes[0].element is not None else new[0])
 
 
 def _repair_operand(

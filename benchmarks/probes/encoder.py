@@ -26,6 +26,7 @@ class Form:
     qkv: Literal["apart", "packed"] = "apart"
     linear: Literal["matmul", "gemm"] = "matmul"
     bias_first: bool = False  #: Add(bias, MatMul), as TorchScript writes it, instead of Add(MatMul, bias)
+    bias_sum: bool = False  #: Sum instead of Add for the bias, which keeps ONNX Runtime from making a BiasGelu
     residual: Literal["add", "sum", "contrib"] = "sum"
     norm: Literal["op", "decomposed"] = "op"
     gelu: Literal["op", "chain", "chain_mul", "bias_gelu", "fast"] = "op"
@@ -36,9 +37,12 @@ class Form:
     guard: bool = False
     shapes: Literal["zero", "shape_ops"] = "zero"
     flat: bool = False  #: keep [B*L, D] through the linear layers
-    weights: Literal["fp32", "dynamic_contrib", "dynamic", "static", "mixed", "nbits"] = "fp32"
+    weights: Literal["fp32", "dynamic_contrib", "dynamic", "static", "static_contrib", "nbits"] = "fp32"
+    dynamic_for: tuple[str, ...] = ()  #: of q, k, v, qkv, o, up, down: these stay dynamic in a static form
     per_column: bool = True
     share: bool = True  #: one DynamicQuantizeLinear for every reader of a value
+    rows: tuple[str, ...] = ()  #: of words, places: embedding tables as int8 rows with a scale each
+    value_bias: Literal["own", "folded"] = "own"  #: folded: the key's bias is dropped and the value's moves into the output projection
     opset: int = 20
 
 
@@ -91,13 +95,14 @@ class Writer:
         if b is None:
             return y
         bias = self.const(b, tag + ".b")
-        return self.op("Add", bias, y) if f.bias_first else self.op("Add", y, bias)
+        kind = "Sum" if f.bias_sum else "Add"
+        return self.op(kind, bias, y) if f.bias_first else self.op(kind, y, bias)
 
     def linear_int8(self, x: str, w: Array, b: Array | None, tag: str) -> str:
         f = self.f
         kind = f.weights
-        if kind == "mixed":
-            kind = "static" if x in self.ranges and tag.split(".")[-1] in ("q", "k", "v", "qkv", "up") else "dynamic"
+        if kind.startswith("static") and tag.rpartition(".")[2] in f.dynamic_for:
+            kind = "dynamic_contrib"
         top = np.abs(w).max(0) if f.per_column else np.abs(w).max()
         scale = np.maximum(top / 127, 1e-12).astype(np.float32)
         wq = self.const(np.clip(np.round(w / scale), -127, 127).astype(np.int8), tag + ".wq")
@@ -123,9 +128,14 @@ class Writer:
             return y if b is None else self.op("Add", y, bias)
         low, high = self.ranges[x]
         xs, xz = affine(low, high)
+        if kind == "static_contrib":
+            scale_name, zero = self.const(xs), self.const(xz)
+            if x not in self.quantized:
+                self.quantized[x] = (self.op("QuantizeLinear", x, scale_name, zero), "", "")
+            return self.op("MatMulIntegerToFloat", self.quantized[x][0], wq, scale_name, ws, zero, "", bias, domain="com.microsoft")
         if kind == "static":
             scale_name, zero = self.const(xs), self.const(xz)
-            if f.share and x in self.quantized:
+            if x in self.quantized:
                 xd = self.quantized[x][0]
             else:
                 xd = self.op("DequantizeLinear", self.op("QuantizeLinear", x, scale_name, zero), scale_name, zero)
@@ -133,7 +143,7 @@ class Writer:
             axis = {"axis": 1} if f.per_column else {}
             wz = self.const(np.zeros(scale.shape, np.int8))
             y = self.op("MatMul", xd, self.op("DequantizeLinear", wq, ws, wz, **axis))
-            return y if b is None else self.op("Add", y, bias)
+            return y if b is None else self.op("Sum" if f.bias_sum else "Add", y, bias)
         raise ValueError(kind)
 
     def dynamic(self, x: str, *, fresh: bool = False) -> tuple[str, str, str]:
@@ -190,11 +200,16 @@ class Writer:
             if f.qkv == "packed":
                 packed = self.linear(h, np.concatenate([wq, wk, wv], 1), np.concatenate([bq, bk, bv]), p + "qkv")
             else:
-                q, k, v = (self.linear(h, w, b, p + t) for w, b, t in ((wq, bq, "q"), (wk, bk, "k"), (wv, bv, "v")))
+                bare = f.value_bias == "folded"
+                biases = (bq, None, None) if bare else (bq, bk, bv)
+                q, k, v = (self.linear(h, w, b, p + t) for w, b, t in zip((wq, wk, wv), biases, "qkv", strict=True))
             if f.qkv == "packed":
                 q, k, v = self.op("Split", packed, self.const([d, d, d]), axis=-1, out=3).split("|")
             ctx = self.attend(q, k, v, mask, n, size)
-        o = self.linear(ctx, e.w[p + "attention.output.dense.weight"].T.copy(), e.w[p + "attention.output.dense.bias"], p + "o")
+        wo, bo = e.w[p + "attention.output.dense.weight"].T.copy(), e.w[p + "attention.output.dense.bias"]
+        if f.value_bias == "folded":
+            bo = bo + bv @ wo
+        o = self.linear(ctx, wo, bo, p + "o")
         h = self.norm(o, h, p + "attention.output.LayerNorm")
         wu, bu = e.w[p + "intermediate.dense.weight"].T.copy(), e.w[p + "intermediate.dense.bias"]
         if f.gelu == "bias_gelu" and f.weights == "fp32" and f.linear == "matmul":
@@ -278,14 +293,27 @@ class Writer:
         off = self.op("Sub", self.const(1.0), self.op("Cast", wide, to=TensorProto.FLOAT))
         return self.op("Mul", off, self.const(float(np.finfo(np.float32).min)))
 
+    def gather_rows(self, table: Array, ids: str, tag: str) -> str:
+        if tag not in self.f.rows:
+            return self.op("Gather", self.const(table, tag), ids)
+        quantized, scales = rows(table)
+        value = self.op("Cast", self.op("Gather", self.const(quantized, tag + ".q"), ids), to=TensorProto.FLOAT)
+        return self.op("Mul", value, self.op("Gather", self.const(scales, tag + ".s"), ids))
+
     def model(self) -> onnx.ModelProto:
         e, f = self.e, self.f
         w = e.w
-        words = self.op("Gather", self.const(w["embeddings.word_embeddings.weight"], "words"), "input_ids")
+        words = self.gather_rows(w["embeddings.word_embeddings.weight"], "input_ids", "words")
         kinds = self.op("Gather", self.const(w["embeddings.token_type_embeddings.weight"], "kinds"), "token_type_ids")
         places = w["embeddings.position_embeddings.weight"][None]
         length = self.op("Shape", "input_ids", start=1, end=2)
-        place = self.op("Slice", self.const(places, "places"), self.const([0]), length, self.const([1]))
+        start, axis = self.const([0]), self.const([1])
+        if "places" in f.rows:
+            table, scales = rows(places)
+            table, scales = (self.op("Slice", self.const(v, n), start, length, axis) for v, n in ((table, "places.q"), (scales, "places.s")))
+            place = self.op("Mul", self.op("Cast", table, to=TensorProto.FLOAT), scales)
+        else:
+            place = self.op("Slice", self.const(places, "places"), start, length, axis)
         h = self.op("Add", self.op("Add", words, kinds), place)
         h = self.norm(h, None, "embeddings.LayerNorm")
         mask = "" if f.mask == "none" else self.make_mask()
@@ -307,6 +335,12 @@ class Writer:
         graph = helper.make_graph(self.nodes, "encoder", ids, [out], [numpy_helper.from_array(v, n) for n, v in self.inits.items()])
         opsets = [helper.make_opsetid("", f.opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def rows(table: Array) -> tuple[Array, Array]:
+    """int8 rows and their float scales [..., 1]."""
+    scales = np.maximum(np.abs(table).max(-1, keepdims=True) / 127, 1e-12).astype(np.float32)
+    return np.round(table / scales).astype(np.int8), scales
 
 
 def affine(low: float, high: float) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ FORMS: dict[str, Form] = {
     "qkv packed, Split": dataclasses.replace(BASE, qkv="packed"),
     "Gemm on [B*L, D]": dataclasses.replace(BASE, linear="gemm", flat=True),
     "MatMul+Add on [B*L, D]": dataclasses.replace(BASE, flat=True),
+    "bias as Sum": dataclasses.replace(BASE, bias_sum=True),
+    "Attention, bias as Sum": dataclasses.replace(BASE, bias_sum=True, attention="onnx", opset=23),
+    "Attention, flat": dataclasses.replace(BASE, flat=True, attention="onnx", opset=23),
+    "value bias folded": dataclasses.replace(BASE, value_bias="folded"),
+    "Attention, bias as Sum, value bias folded": dataclasses.replace(BASE, bias_sum=True, attention="onnx", opset=23, value_bias="folded"),
     "bias first": dataclasses.replace(BASE, bias_first=True),
     "erf chain x*(erf+1)*.5": dataclasses.replace(BASE, gelu="chain"),
     "erf chain (x*.5)*(erf+1)": dataclasses.replace(BASE, gelu="chain_mul"),
@@ -51,7 +57,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     encoder = Encoder(args.folder)
-    chosen = {n: f for n, f in FORMS.items() if n == "base" or args.only in n}
+    chosen = {n: f for n, f in FORMS.items() if n == "base" or re.search(args.only, n)}
     models: dict[str, bytes | Path] = {p.stem: p for p in args.models}
     for name, form in chosen.items():
         try:

@@ -1,7 +1,8 @@
 """What every probe shares: token inputs, interleaved timing, operator profiles and the two quality figures.
 
 A ratio is only ever taken inside one run: the candidates of a shape are timed in turn, one call each a round, in an order that is
-shuffled every round, and the figure is the median over the rounds of ``candidate / reference``. Single-threaded sessions.
+shuffled every round, and the figure is the median over the rounds of ``candidate / reference``. Sessions run on the calling thread alone, so
+what is timed is that thread's processor time: other load on the machine then costs cache and clock, but no turns.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ def interleaved(
     while time.perf_counter() < end or len(times[reference]) < minimum:
         rng.shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = time.thread_time()
             calls[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.thread_time() - start)
     gc.enable()
     base = np.array(times[reference])
     return {n: (float(np.median(t)) * 1e3, float(np.median(np.array(t) / base))) for n, t in times.items()}

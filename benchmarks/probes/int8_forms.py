@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,17 @@ FORMS: dict[str, Form] = {
     "nbits 8 level 4": Form(weights="nbits"),
     "static QDQ, float out": Form(weights="static"),
     "static QDQ, per tensor": Form(weights="static", per_column=False),
-    "mixed: static qkv and up": Form(weights="mixed"),
+    "static QDQ, Sum bias": Form(weights="static", bias_sum=True),
+    "static contrib, bias inside": Form(weights="static_contrib"),
+    "static contrib, down dynamic": Form(weights="static_contrib", dynamic_for=("down",)),
+    "Attention + static QDQ, Sum bias": Form(weights="static", bias_sum=True, attention="onnx", opset=23),
+    "Attention + static contrib": Form(weights="static_contrib", attention="onnx", opset=23),
+    "Attention + dynamic standard": Form(weights="dynamic", attention="onnx", opset=23),
+    "Attention + standard + int8 tables": Form(weights="dynamic", attention="onnx", opset=23, rows=("words", "places")),
+    "Attention + standard + value bias folded": Form(weights="dynamic", attention="onnx", opset=23, value_bias="folded"),
+    "Attention + per tensor": Form(weights="dynamic_contrib", attention="onnx", opset=23, per_column=False),
+    "Attention + flat": Form(weights="dynamic_contrib", attention="onnx", opset=23, flat=True),
+    "Attention + qkv packed": Form(weights="dynamic_contrib", attention="onnx", opset=23, qkv="packed"),
 }
 
 
@@ -74,7 +85,7 @@ def main() -> None:
         ranges = calibrate(encoder, pairs, args.calibrate.read_text(encoding="utf-8").splitlines()[:500])
     models: dict[str, bytes | Path] = {"fp32 reference": args.reference, **{p.stem: p for p in args.peers}}
     for name, form in FORMS.items():
-        if args.only not in name or (form.weights in ("static", "mixed") and not ranges):
+        if not re.search(args.only, name) or (form.weights in ("static", "static_contrib") and not ranges):
             continue
         try:
             # value names differ between forms only by their counters, so ranges are looked up through the fp32 twin
@@ -89,7 +100,7 @@ def main() -> None:
         base = pairs.embed(args.reference)
         for name, model in models.items():
             vectors = pairs.embed(model)
-            size = f"{len(model) / 1e6:6.2f} MB without int8 embeddings" if isinstance(model, bytes) else ""
+            size = f"{len(model) / 1e6:6.2f} MB" if isinstance(model, bytes) else ""
             print(f"{name:40} Spearman {pairs.spearman(vectors):6.2f}  cosine {(vectors * base).sum(-1).mean():.4f}  {size}")
     if args.profile:
         for batch, length in ((1, 16), (1, 128), (16, 32)):

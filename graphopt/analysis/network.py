@@ -10,7 +10,7 @@ import onnx_ir as ir
 Scope = tuple[str, ...]
 
 
-def to_networkx(model: ir.Model) -> nx.MultiDiGraph:
+def to_networkx(model: ir.Model) -> nx.MultiDiGraph[str]:
     """The whole model, nested bodies included, as a frozen directed multigraph without cycles.
 
     A graph node is an operator or a value, keyed by its name; an operator whose name is empty or taken by a value is
@@ -41,12 +41,14 @@ def to_networkx(model: ir.Model) -> nx.MultiDiGraph:
     >>> graph.nodes["bias"]["bytes"], graph.nodes["x"]["dims"]
     (16, ('batch', 4))
     """
-    return nx.freeze(_Builder(model).graph)
+    graph = _Builder(model).graph
+    nx.freeze(graph)
+    return graph
 
 
 class _Builder:
     def __init__(self, model: ir.Model) -> None:
-        self.graph: nx.MultiDiGraph = nx.MultiDiGraph(name=model.graph.name or "")
+        self.graph: nx.MultiDiGraph[str] = nx.MultiDiGraph(name=model.graph.name or "")
         self._value_keys: dict[ir.Value, str] = {}
         bodies = list(_scoped_graphs(model))
         for graph, scope, _ in bodies:
@@ -55,12 +57,12 @@ class _Builder:
         op_keys = {node: self._add_op(node, scope) for graph, scope, _ in bodies for node in graph}
         for graph, scope, owner in bodies:
             for node in graph:
-                for i, value in enumerate(node.inputs):
-                    if value is not None:
-                        self.graph.add_edge(self._add_value(value, scope), op_keys[node], input=i)
-                for i, value in enumerate(node.outputs):
-                    if value in self._value_keys:
-                        self.graph.add_edge(op_keys[node], self._value_keys[value], output=i)
+                for i, read in enumerate(node.inputs):
+                    if read is not None:
+                        self.graph.add_edge(self._add_value(read, scope), op_keys[node], input=i)
+                for i, made in enumerate(node.outputs):
+                    if made in self._value_keys:
+                        self.graph.add_edge(op_keys[node], self._value_keys[made], output=i)
             if owner is not None:
                 for i, value in enumerate(graph.outputs):
                     self.graph.add_edge(self._add_value(value, scope), op_keys[owner], body=i)
@@ -91,9 +93,7 @@ class _Builder:
     def _add_op(self, node: ir.Node, scope: Scope) -> str:
         name = node.name or ""
         key = name if name and not self.graph.has_node(name) else _free(f"{name}#op", self.graph.has_node)
-        self.graph.add_node(
-            key, kind="op", name=name, scope=scope, op_type=node.op_type, domain=node.domain, ir=node
-        )
+        self.graph.add_node(key, kind="op", name=name, scope=scope, op_type=node.op_type, domain=node.domain, ir=node)
         return key
 
 

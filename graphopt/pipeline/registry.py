@@ -60,7 +60,9 @@ class Registry:
             try:
                 loaded = entry.point.load()
             except Exception as error:
-                reason = f"pass {name!r} of package {entry.distribution!r} does not import: {type(error).__name__}: {error}"
+                reason = (
+                    f"pass {name!r} of package {entry.distribution!r} does not import: {type(error).__name__}: {error}"
+                )
                 self._note(reason)
                 raise UsageError(f"{reason}; repair or uninstall the package") from error
             fault = _contract_fault(name, loaded)

@@ -101,7 +101,10 @@ class PassResult(_Record):
     implicit: bool = False
     """Run because every recipe starts with ``cleanup``, not because the recipe names it."""
     params: dict[str, Any] = Field(default_factory=dict)
+    chosen: dict[str, Any] = Field(default_factory=dict)
+    """What the pass decided by measuring or searching."""
     resolved: dict[str, Any] = Field(default_factory=dict)
+    """All parameters, with what was chosen pinned: the resolved recipe's entry."""
     changes: list[Site] = Field(default_factory=list)
     declined: list[Refusal] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

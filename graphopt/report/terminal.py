@@ -42,7 +42,9 @@ def print_result(result: Result, console: Console, *, verbose: int = 0) -> None:
 
 def passes_table(result: Result) -> Table:
     """One row per pass."""
-    table = _table("Passes", "pass", "status", ">sites", ">size", ">parameters", ">latency", ">cosine", ">max err", ">time")
+    table = _table(
+        "Passes", "pass", "status", ">sites", ">size", ">parameters", ">latency", ">cosine", ">max err", ">time"
+    )
     for item in result.passes:
         colour = _COLOURS[item.status]
         quality = item.fidelity
@@ -89,7 +91,9 @@ def latency_table(result: Result) -> Table:
     """One row per timing shape."""
     env = result.environment
     threads = f", {env.threads} thread{'s' if env.threads != 1 else ''}" if env and env.threads else ""
-    table = _table(f"Latency, interleaved with the original{threads}", "input", ">original ms", ">result ms", ">ratio", ">spread")
+    table = _table(
+        f"Latency, interleaved with the original{threads}", "input", ">original ms", ">result ms", ">ratio", ">spread"
+    )
     for row in result.latency:
         spread = "-" if row.spread is None else f"{100 * row.spread:.0f} %"
         cells = (milliseconds(row.original_ms), milliseconds(row.optimized_ms), ratio(row.ratio), spread)
@@ -124,9 +128,9 @@ def _details(result: Result, verbose: int) -> Iterable[str]:
         name = escape(item.name)
         if item.reason:
             yield f"  [bold]{name}[/]: {escape(item.reason)}"
-        if item.resolved and item.status.kept:
-            pinned = ", ".join(f"{k}={v}" for k, v in item.resolved.items())
-            yield f"  [bold]{name}[/]: chose {escape(pinned)}" if len(pinned) < 200 or verbose else f"  {name}: decisions pinned"
+        chosen = {k: v for k, v in item.chosen.items() if verbose or len(str(v)) < 60}
+        if chosen:
+            yield f"  [bold]{name}[/]: chose {escape(', '.join(f'{k}={v}' for k, v in chosen.items()))}"
         for tried in item.tries:
             outcome = "accepted" if tried.accepted else "refused"
             yield f"  [dim]{name}: strength {tried.value:g} {outcome} {escape(tried.reason)}[/]"
@@ -171,9 +175,13 @@ def _print_facts(result: Result, console: Console) -> None:
         console.print(f"metric: {quality.metric_original:.4f} -> {quality.metric:.4f} ({change:+.4f})")
     before, after = result.input, result.output
     if after is not None:
-        size = "" if before.file_bytes is None or after.file_bytes is None else (
-            f"file {megabytes(before.file_bytes)} -> {megabytes(after.file_bytes)} "
-            f"({share(after.file_bytes, before.file_bytes)}), "
+        size = (
+            ""
+            if before.file_bytes is None or after.file_bytes is None
+            else (
+                f"file {megabytes(before.file_bytes)} -> {megabytes(after.file_bytes)} "
+                f"({share(after.file_bytes, before.file_bytes)}), "
+            )
         )
         console.print(
             f"{size}parameters {amount(before.parameters)} -> {amount(after.parameters)}, "

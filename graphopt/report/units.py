@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def megabytes(count: int | float | None) -> str:
+def megabytes(count: float | None) -> str:
     """Bytes in MB (10**6), kB below one hundredth of that."""
     if count is None:
         return "-"
@@ -12,7 +12,7 @@ def megabytes(count: int | float | None) -> str:
     return f"{count / 1e6:.2f} MB" if abs(count) < 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def amount(count: int | float | None) -> str:
+def amount(count: float | None) -> str:
     """Counts in thousands, millions, billions."""
     if count is None:
         return "-"

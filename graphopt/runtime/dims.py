@@ -87,7 +87,7 @@ def _evaluate(tree: ast.expr, sizes: Mapping[str, int]) -> int:
 
 
 def dim_role(name: str, places: Sequence[tuple[str, int]], facts: Mapping[str, InputFacts]) -> str:
-    """"batch", "length", "past", "total" or "image": what a dim most likely counts."""
+    """ "batch", "length", "past", "total" or "image": what a dim most likely counts."""
     lower = name.lower()
     if _UNNAMED.match(name) is None:
         if "past" in lower or "cache" in lower:
@@ -139,8 +139,8 @@ def size_candidates(
         {**table, "length": 1, "total": past + 1},
         *({**table, "image": size} for size in (64, 224, 256, 299, 512)),
         {**table, "batch": 1},
-        {role: length for role in table} | {"batch": batch},
-        {role: 1 for role in table},
+        dict.fromkeys(table, length) | {"batch": batch},
+        dict.fromkeys(table, 1),
     ]
     tried: list[dict[str, int]] = []
     for variant in variants:

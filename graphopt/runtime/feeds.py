@@ -88,14 +88,15 @@ def _array(
     fact: InputFacts, shape: tuple[int, ...], rng: np.random.Generator, *, ragged: bool, length: int
 ) -> np.ndarray:
     if fact.kind is Kind.TEXT:
-        return rng.choice(np.array(_WORDS, dtype=object), size=shape)
+        return np.asarray(rng.choice(np.array(_WORDS, dtype=object), size=shape), dtype=object)
     dtype = fact.dtype.numpy()
     if fact.kind in (Kind.MASK, Kind.ADDITIVE_MASK):
         mask = _mask(shape, rng, ragged=ragged)
-        return (mask if fact.kind is Kind.MASK else np.where(mask > 0, 0.0, -1e4)).astype(dtype)
+        values = mask if fact.kind is Kind.MASK else np.where(mask > 0, 0.0, -1e4)
+        return values.astype(dtype)
     if fact.kind is Kind.POSITIONS:
         count = shape[-1] if shape else 1
-        return np.broadcast_to(np.minimum(np.arange(count), fact.high), shape).astype(dtype)
+        return np.broadcast_to(np.minimum(np.arange(count), fact.high).astype(dtype), shape).copy()
     if fact.kind is Kind.LENGTHS:
         drawn = rng.integers(1, length + 1, size=shape) if ragged else np.full(shape, length)
         return np.asarray(drawn).astype(dtype)
@@ -118,5 +119,5 @@ def _mask(shape: tuple[int, ...], rng: np.random.Generator, *, ragged: bool) -> 
         lengths[rng.integers(rows)] = shape[-1]
     mask = (np.arange(shape[-1]) < lengths[:, None]).astype(np.float64)
     if len(shape) == 1:
-        return mask[0]
+        return np.asarray(mask[0])
     return np.broadcast_to(mask.reshape(rows, *([1] * (len(shape) - 2)), shape[-1]), shape)

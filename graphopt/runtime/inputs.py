@@ -1,4 +1,4 @@
-"""What the graph itself says about its inputs: which are ids and below what, which are masks, which range floats have."""
+"""What the graph says about its inputs: which are ids and below what, which are masks, which range floats have."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import onnx_ir as ir
 #: Ops whose output holds elements of one input unchanged; input positions that are passed on.
 _CARRIERS: dict[str, frozenset[int] | None] = {
     **dict.fromkeys(
-        ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Tile", "Split",
-         "Clip", "Pad", "Gather", "GatherND", "GatherElements", "CastLike", "Trilu"),
+        (
+            *("Identity", "Cast", "CastLike", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"),
+            *("Slice", "Tile", "Split", "Clip", "Pad", "Gather", "GatherND", "GatherElements", "Trilu"),
+        ),
         frozenset({0}),
-    ),  # fmt: skip
+    ),
     "Concat": None,
     "Min": None,
     "Max": None,
@@ -148,9 +150,7 @@ def _follow(start: ir.Value) -> _Reached:
     return reached
 
 
-def _step(
-    node: ir.Node, slot: int, shift: int, first: bool, reached: _Reached
-) -> Iterator[tuple[ir.Value, int, bool]]:
+def _step(node: ir.Node, slot: int, shift: int, first: bool, reached: _Reached) -> Iterator[tuple[ir.Value, int, bool]]:
     op = node.op_type
     table = _TABLES.get((op, slot))
     if table is not None and table < len(node.inputs) and (data := node.inputs[table]) is not None:
@@ -177,8 +177,10 @@ def _step(
         constant = _scalar(node.inputs[1 - slot])
         if constant is None:
             reached.added = True
-        elif float(constant).is_integer():
+        elif constant.is_integer():
             yield node.outputs[0], shift + int(constant), False
+    elif op == "Sub" and slot == 0 and (taken := _scalar(node.inputs[1])) is not None and taken.is_integer():
+        yield node.outputs[0], shift - int(taken), False
     elif op in ("Loop", "Scan"):
         body = node.attributes["body"].as_graph()
         if slot < len(body.inputs):

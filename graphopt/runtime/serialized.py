@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, UsageError
+from graphopt.model import FileTensor
 
 #: Weights below this many bytes stay in the proto: ONNX Runtime reads their values for shape inference and fusions.
 INLINE_BYTES = 1024
@@ -26,6 +28,7 @@ class SerializedModel:
     weights: Mapping[str, ir.TensorProtocol]  #: main-graph initializers handed over by memory, never copied
     packed: Mapping[str, ir.TensorProtocol]  #: sub-byte weights, by the external "file" name the proto gives them
     overridable: frozenset[str]  #: of ``weights``: those that are graph inputs too, and may be fed
+    folder: str | None = None  #: where the files are that the remaining big weights lie in; ONNX Runtime maps those
     constants: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)  #: asked-for outputs that are weights
     passed_on: tuple[str, ...] = ()  #: asked-for outputs that are graph inputs
     computed: tuple[str, ...] = ()  #: outputs the session really has
@@ -33,6 +36,9 @@ class SerializedModel:
 
 def serialize(model: ir.Model, outputs: Sequence[str] | None = None) -> SerializedModel:
     """Serialise ``model`` without touching it and without copying a weight of ``INLINE_BYTES`` or more.
+
+    Weights still in the file they were opened from are mapped from there by ONNX Runtime, one at a time; the others are
+    handed over by memory.
 
     ``outputs`` names any values of the main graph; the proto then computes exactly those, and only the nodes they need.
     An added output carries no type: ONNX Runtime infers it.
@@ -52,30 +58,69 @@ def serialize(model: ir.Model, outputs: Sequence[str] | None = None) -> Serializ
         constants, passed_on = _select_outputs(copy, outputs)
     _hoist(copy)
     inputs = {v.name for v in copy.graph.inputs}
+    outside: set[str] = set()
     weights: dict[str, ir.TensorProtocol] = {}
     packed: dict[str, ir.TensorProtocol] = {}
+    folder = _main_folder(copy)
     for name, value in copy.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.dtype is ir.DataType.STRING or tensor.nbytes < INLINE_BYTES:
+            continue
+        place = _file_of(tensor)
+        if place is not None and place[0] == folder and name not in inputs:
+            value.const_value = ir.ExternalTensor(
+                place[1], place[2], tensor.nbytes, tensor.dtype, shape=_shape(tensor), name=name
+            )
+            outside.add(name)
             continue
         location = f"weight{len(weights) + len(packed)}"
         if tensor.dtype.bitwidth < 8:
             packed[location] = tensor
         else:
             weights[name] = tensor
-        value.const_value = ir.ExternalTensor(
-            location, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
-        )
-    _embed_external(copy, keep=weights.keys() | {t.name for t in packed.values()})
+        outside.add(name)
+        value.const_value = ir.ExternalTensor(location, 0, tensor.nbytes, tensor.dtype, shape=_shape(tensor), name=name)
+    _embed_external(copy, keep=outside)
     return SerializedModel(
         proto=_to_bytes(copy),
         weights=weights,
         packed=packed,
+        folder=folder,
         overridable=frozenset(n for n in weights if n in inputs),
         constants=constants,
         passed_on=tuple(passed_on),
         computed=tuple(v.name or "" for v in copy.graph.outputs),
     )
+
+
+def _main_folder(copy: ir.Model) -> str | None:
+    """The folder whose files hold most bytes of weights: a session can map files of one folder."""
+    sizes: Counter[str] = Counter()
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= INLINE_BYTES and (place := _file_of(tensor)) is not None:
+            sizes[place[0]] += tensor.nbytes
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _file_of(tensor: ir.TensorProtocol) -> tuple[str, str, int] | None:
+    """Folder, file name and offset of a weight on disk; None when that file is gone or no longer the one opened.
+
+    The file may be the model's own: a weight inside a protobuf lies there as plain bytes.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return None
+    try:
+        path = os.path.realpath(tensor.path)
+        found = os.stat(path)
+        if isinstance(tensor, FileTensor) and not os.path.samestat(found, os.fstat(tensor.file.fd)):
+            return None
+    except OSError:
+        return None
+    offset = tensor.offset or 0
+    if found.st_size < offset + tensor.nbytes:
+        return None
+    return os.path.dirname(path), os.path.basename(path), offset
 
 
 def _select_outputs(copy: ir.Model, wanted: Sequence[str]) -> tuple[dict[str, ir.TensorProtocol], list[str]]:
@@ -150,7 +195,7 @@ def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def _hoist(copy: ir.Model) -> None:
-    """Move big weights of bodies, and big Constant nodes, to the main graph: only there can they stay out of the proto."""
+    """Move big weights of bodies and big Constant nodes to the main graph, where they can stay out of the proto."""
     main = copy.graph
     bodies: list[ir.Graph] = []
     stack = [(main, 0)]
@@ -188,9 +233,7 @@ def _hoist(copy: ir.Model) -> None:
             if tensor.nbytes < INLINE_BYTES:
                 continue
             name, old.name = old.name, None
-            value = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-            )
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=_shape(tensor), const_value=tensor)
             for use in list(old.uses()):
                 use.node.replace_input_with(use.idx, value)
             graph.remove(node, safe=True)
@@ -204,7 +247,7 @@ def _all_names(main: ir.Graph, bodies: Sequence[ir.Graph]) -> Iterator[str]:
             yield from (v.name for v in node.outputs if v.name)
 
 
-def _embed_external(copy: ir.Model, *, keep: set[str | None]) -> None:
+def _embed_external(copy: ir.Model, *, keep: set[str]) -> None:
     """Read into memory what still points at a file: ONNX Runtime does not look for files of a model given as bytes."""
 
     def load(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -226,7 +269,12 @@ def _to_bytes(copy: ir.Model) -> bytes:
     proto = ir.to_proto(copy)
     if proto.ByteSize() > _PROTO_LIMIT:
         raise ModelError(f"ONNX Runtime cannot run model {copy.graph.name!r}: above 2 GB even without its weights")
-    return proto.SerializeToString()
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    return ir.Shape(tensor.shape.numpy())
 
 
 def weight_memory(tensor: ir.TensorProtocol) -> np.ndarray:

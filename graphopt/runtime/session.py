@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Session:
     """A model loaded in ONNX Runtime.
 
     Args:
-        model: in memory (never edited; its weights are shared, not copied), or the path of a file, which is then read
-            by ONNX Runtime itself as a user's program would.
+        model: in memory (never edited; its weights are mapped or shared, not copied), or the path of a file, which is
+            then read by ONNX Runtime itself as a user's program would.
         provider: short name; see ``graphopt.runtime.provider``.
         threads: threads inside one operator; None lets ONNX Runtime take the physical cores.
         optimize: False switches every graph optimisation of ONNX Runtime off: each named value then exists as written.
@@ -133,8 +134,6 @@ class Session:
         As external initializers their values can be folded; naming them as shared initializers too makes ONNX Runtime
         drop its own copy after folding, so sessions on one model hold its weights once.
         """
-        import onnxruntime as ort
-
         names, values = [], []
         for name, tensor in serialized.weights.items():
             memory = weight_memory(tensor)
@@ -146,13 +145,16 @@ class Session:
                 options.add_initializer(name, value)
         if names:
             options.add_external_initializers(names, values)
+        if serialized.folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", serialized.folder
+            )
         if serialized.packed:
             buffers = [tensor.tobytes() for tensor in serialized.packed.values()]
             options.add_external_initializers_from_files_in_memory(
                 list(serialized.packed), buffers, [len(b) for b in buffers]
             )
             self._keep_alive.extend(buffers)
-        assert ort is not None
 
     def _load(self, source: Any, options: Any, providers: list[str]) -> Any:
         import onnxruntime as ort
@@ -212,6 +214,8 @@ def _options(*, threads: int | None, optimize: bool, accelerated: bool) -> Any:
     options.use_deterministic_compute = True
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # threads that spin after a run would slow the next session of an interleaved comparison
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if accelerated:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimize:
@@ -233,7 +237,7 @@ def _ort_value(array: np.ndarray, dtype: ir.DataType | None) -> Any:
 def _read_bits(value: Any, dtype: ir.DataType) -> np.ndarray:
     """A copy of an OrtValue whose type numpy has no name of its own for."""
     shape = tuple(value.shape())
-    raw = ctypes.string_at(value.data_ptr(), int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)  # type: ignore[call-overload]
+    raw = ctypes.string_at(value.data_ptr(), math.prod(shape) * dtype.bitwidth // 8)
     return np.frombuffer(raw, dtype=dtype.numpy()).reshape(shape).copy()
 
 

@@ -59,9 +59,8 @@ def packed_attention(node: NodeAxes) -> None:
     unify(x[1], out[1])
     node.event(Event.WEIGHTED, [w[0]])
     node.size_attribute("num_heads", heads)
-    if node.attr("qkv_hidden_sizes"):
-        for i, part in enumerate(packed):
-            node.size_attribute("qkv_hidden_sizes", part, i)
+    for i, part in enumerate(packed):
+        node.size_attribute("qkv_hidden_sizes", part, i)
     node.ignore(3, 6)
     if node.has(4):  # past [2, B, heads, S, dim]
         unify(node.axes(4)[2], heads)

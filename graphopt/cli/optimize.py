@@ -1,0 +1,100 @@
+"""``graphopt optimize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import options
+
+EXAMPLE = "Example: graphopt optimize model.onnx --passes 'prune(ratio=0.25),fuse,int8' --data inputs.npz -o small.onnx"
+
+
+def optimize(
+    model: options.Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write.", show_default="MODEL's stem + .opt.onnx")
+    ] = None,
+    passes: Annotated[
+        str | None, typer.Option("--passes", "-p", help="e.g. 'prune(ratio=0.3),fuse,int8'.", show_default="fuse")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Preset, YAML/JSON file, report, or model.", show_default=False)
+    ] = None,
+    data: options.Data = None,
+    tokenizer: options.Tokenizer = None,
+    limit: options.Limit = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="module:function of a score.", show_default=False)
+    ] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option("--min-cosine", help="Least mean cosine per output.", show_default="0.95")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Most the metric may fall.", show_default="1 % of it")
+    ] = None,
+    provider: options.Provider = None,
+    threads: options.Threads = None,
+    seed: options.Seed = None,
+    no_validate: Annotated[bool, typer.Option("--no-validate", help="Do not run the models.")] = False,
+    no_cleanup: Annotated[bool, typer.Option("--no-cleanup", help="Do not run cleanup first.")] = False,
+    keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the safe part even on failure.")] = False,
+    keep_slower: Annotated[bool, typer.Option("--keep-slower", help="Keep passes that slow the model.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Also write the result as JSON.", show_default=False)
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Run passes over MODEL, each checked against the original, and write the result.
+
+    Exit codes: 0 ok, 1 guard or target failed, 2 usage, 3 bad model, 4 missing provider or package.
+    """
+    from graphopt.cli.console import TerminalTalk, print_json, stdout
+    from graphopt.pipeline import optimize as pipeline
+    from graphopt.pipeline.output import check_report, default_output, write_report
+    from graphopt.report.terminal import print_result
+
+    target = None if dry_run else (output if output is not None else default_output(model))
+    check_report(report, model, target)
+    plan = pipeline.prepare_recipe(
+        passes,
+        recipe=recipe,
+        data=data,
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        limit=limit,
+        metric=metric,
+        min_cosine=min_cosine,
+        max_drop=max_drop,
+        provider=provider,
+        threads=threads,
+        seed=seed,
+        cleanup=False if no_cleanup else None,
+        validate_runs=False if no_validate else None,
+        keep_slower=True if keep_slower else None,
+    )
+    result = pipeline.optimize(
+        model,
+        plan,
+        output=target,
+        keep_best=keep_best,
+        dry_run=dry_run,
+        talk=TerminalTalk(quiet=quiet, verbose=verbose),
+    )
+    if report is not None:
+        write_report(report, result.to_json())
+    if json:
+        print_json(result.to_json())
+    else:
+        print_result(result, stdout(), verbose=verbose)
+    if debug:
+        for item in result.passes:
+            if item.traceback:
+                typer.echo(f"{item.name}:\n{item.traceback}", err=True)
+    if not result.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,254 @@
+"""How much each unit matters: one ranking interface, so that a new criterion is one function.
+
+A criterion turns a group into a ``Curve``: the order in which its units should go, and the damage done after each.
+Damage is a share of the energy that the group's consumers put out, so that groups can be compared before anything is
+measured at the model's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.axes import Group, Touch
+from graphopt.transform import PassContext
+
+CONTRACTIONS = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")})
+STEPS = 96  #: eliminations of one group go in at most this many steps (a step removes the weakest few at once)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Consumer:
+    """A contraction ``X[..., K] @ W[K, N]`` whose rows of ``W`` belong to a group's units."""
+
+    node: ir.Node
+    touch: Touch
+    units: np.ndarray  #: [K] unit of each row, -1 for rows of nobody
+
+    @property
+    def activation(self) -> str:
+        value = self.node.inputs[0]
+        return (value.name if value is not None else None) or ""
+
+    @property
+    def output(self) -> str:
+        return self.node.outputs[0].name or ""
+
+    @property
+    def transposed(self) -> bool:
+        return self.touch.axis == 1
+
+    def matrix(self) -> np.ndarray:
+        """``W`` as float64 [K, N], whatever way round it is stored; a Gemm's alpha or FusedMatMul's is not applied."""
+        tensor = self.touch.value.const_value
+        if tensor is None:
+            raise ValueError(f"{self.touch.name!r} has no data")
+        array = tensor.numpy().astype(np.float64)
+        return array.T if self.transposed else array
+
+
+def consumers(group: Group) -> list[Consumer]:
+    """The contractions that read the group's units through a two-dimensional weight."""
+    found = []
+    for touch in group.touches:
+        node = touch.node
+        tensor = touch.value.const_value
+        if (node.domain, node.op_type) not in CONTRACTIONS or touch.index != 1 or tensor is None or len(tensor.shape) != 2:
+            continue
+        flags = {name: attr.as_int() for name, attr in node.attributes.items() if name.startswith("trans")}
+        if flags.get("transA") or flags.get("transBatchA") or flags.get("transBatchB"):
+            continue
+        if touch.axis == (1 if flags.get("transB") else 0) and tensor.dtype.is_floating_point():
+            found.append(Consumer(node, touch, group.positions(touch)))
+    return found
+
+
+class Moments:
+    """Streamed first and second moments of rows ``x[K]``; memory O(K^2), whatever the number of rows."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.total = np.zeros(width)
+        self.gram = np.zeros((width, width))
+
+    def add(self, rows: np.ndarray) -> None:
+        """Rows ``[..., K]``."""
+        flat = np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]), dtype=np.float32)
+        self.count += len(flat)
+        self.total += flat.sum(axis=0, dtype=np.float64)
+        self.gram += flat.T @ flat
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / max(self.count, 1)
+
+    def covariance(self) -> np.ndarray:
+        """``E[(x - mean)(x - mean)^T]``, [K, K]."""
+        return self.gram / max(self.count, 1) - np.outer(self.mean, self.mean)
+
+
+def collect_moments(
+    model: ir.Model, ctx: PassContext, values: Iterable[str], *, split: str = "calibration"
+) -> dict[str, Moments]:
+    """Moments over the last axis of each named value."""
+    found: dict[str, Moments] = {}
+    for batch in ctx.observe(model, list(values), split=split):
+        for name, array in batch.items():
+            found.setdefault(name, Moments(array.shape[-1])).add(array)
+    return found
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Curve:
+    """Removing ``order[:n]`` does ``damage[n]``; ``damage[0] == 0`` and it never falls."""
+
+    order: np.ndarray
+    damage: np.ndarray
+
+    def scaled(self, factor: float) -> Curve:
+        return Curve(self.order, self.damage * factor)
+
+
+Criterion = Callable[[Group, Mapping[str, Moments]], Curve]
+
+
+def _additive(scores: np.ndarray) -> Curve:
+    order = np.argsort(scores, kind="stable")
+    return Curve(order, np.concatenate([[0.0], np.cumsum(scores[order])]))
+
+
+def magnitude(group: Group, moments: Mapping[str, Moments]) -> Curve:
+    """Share of the squared weight norm: the file alone decides (``moments`` is not read)."""
+    del moments
+    scores = np.zeros(group.size)
+    for touch in group.touches:
+        tensor = touch.value.const_value
+        if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+            continue
+        array = tensor.numpy().astype(np.float64)
+        squared = (array * array).sum(axis=tuple(i for i in range(array.ndim) if i != touch.axis))
+        units = group.positions(touch)
+        mine = np.bincount(units[units >= 0], weights=squared[units >= 0], minlength=group.size)
+        scores += mine / max(mine.sum(), 1e-30)
+    return _additive(scores / max(scores.sum(), 1e-30))
+
+
+def activation(group: Group, moments: Mapping[str, Moments]) -> Curve:
+    """Share of the consumers' output energy that a unit's own rows make, its mean excepted (the mean can be folded)."""
+    scores = np.zeros(group.size)
+    for consumer in consumers(group):
+        cov, W = moments[consumer.activation].covariance(), consumer.matrix()
+        outer = cov * (W @ W.T)  # [K, K]: summed over a unit's block, the energy of its contribution
+        total = max(float(outer.sum()), 1e-30)
+        for unit in range(group.size):
+            rows = np.flatnonzero(consumer.units == unit)
+            scores[unit] += outer[np.ix_(rows, rows)].sum() / total
+    return _additive(np.maximum(scores, 0))
+
+
+def reconstruction(group: Group, moments: Mapping[str, Moments]) -> Curve:
+    """Energy that is lost although the remaining rows are refitted by least squares after each step.
+
+    Optimal brain surgeon on blocks of rows (Hassibi & Stork 1993; Kurtic et al. 2023, "ZipLM", for structures): with
+    ``H`` the inverse covariance of the consumer's inputs, removing rows U costs ``tr(W_U^T (H_UU)^-1 W_U)``.
+    """
+    states = [_Elimination(consumer, moments[consumer.activation]) for consumer in consumers(group)]
+    alive = np.arange(group.size)
+    order: list[int] = []
+    damage = [0.0]
+    step = -(-group.size // STEPS)
+    while len(alive) > 1:
+        scores = np.sum([state.costs(alive) for state in states], axis=0)
+        chosen = np.argsort(scores, kind="stable")[: min(step, len(alive) - 1)]
+        order.extend(alive[chosen].tolist())
+        damage.extend((damage[-1] + np.cumsum(np.maximum(scores[chosen], 0))).tolist())
+        for state in states:
+            state.remove(alive[chosen])
+        alive = np.delete(alive, chosen)
+    return Curve(np.array([*order, int(alive[0])]), np.array([*damage, damage[-1] + 1.0]))
+
+
+class _Elimination:
+    """One consumer's rows under successive removal: inverse covariance ``H[K, K]`` and refitted ``W[K, N]``."""
+
+    def __init__(self, consumer: Consumer, moment: Moments) -> None:
+        self.W = consumer.matrix().copy()
+        cov = moment.covariance()
+        self.energy = max(float(np.einsum("kn,kn->", self.W, cov @ self.W)), 1e-30)
+        self.H = np.linalg.inv(ridged(cov, moment.count))
+        self.units = consumer.units
+
+    def costs(self, alive: np.ndarray) -> np.ndarray:
+        """For each unit, the energy lost without its rows, as a share of all."""
+        owned = np.flatnonzero(np.isin(self.units, alive))
+        owners = np.searchsorted(alive, self.units[owned])
+        if len(owned) == len(alive):  # one row for each unit
+            lost = np.empty(len(alive))
+            lost[owners] = (self.W[owned] ** 2).sum(axis=1) / np.maximum(np.diag(self.H)[owned], 1e-30)
+            return lost / self.energy
+        blocks = [owned[owners == i] for i in range(len(alive))]
+        solved = [float(np.sum(self.W[b] * np.linalg.solve(self.H[np.ix_(b, b)], self.W[b]))) for b in blocks]
+        return np.array(solved) / self.energy
+
+    def remove(self, units: np.ndarray) -> None:
+        """Take rows out and refit the others: the block form of Gauss elimination on the inverse."""
+        gone = np.isin(self.units, units)
+        rows, kept = np.flatnonzero(gone), np.flatnonzero(~gone)
+        across = self.H[np.ix_(kept, rows)]
+        solved = np.linalg.solve(self.H[np.ix_(rows, rows)], np.concatenate([self.W[rows], across.T], axis=1))
+        width = self.W.shape[1]
+        self.W = self.W[kept] - across @ solved[:, :width]
+        self.H = self.H[np.ix_(kept, kept)] - across @ solved[:, width:]
+        self.units = self.units[kept]
+
+
+def ridged(cov: np.ndarray, count: int) -> np.ndarray:
+    """``cov`` with a ridge scaled to its mean diagonal, stronger where there are few rows for its width."""
+    width = len(cov)
+    strength = 1e-3 + 0.5 * width / max(count, 1) * 1e-1
+    return np.asarray(cov + strength * max(float(np.trace(cov)) / width, 1e-12) * np.eye(width))
+
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "activation": activation,
+    "reconstruction": reconstruction,
+}
+
+
+def allocate(
+    curves: Sequence[Curve], unit_costs: Sequence[float], budget: float, steps: Sequence[int]
+) -> list[int]:
+    """How many units each curve gives up so that at least about ``budget`` (in cost) goes at the least total damage.
+
+    Greedy on the lower convex hull of each curve, sampled every ``steps[i]`` units; the last unit always stays. The end
+    nearest to the budget is taken.
+    """
+    moves: list[tuple[float, int, int, float]] = []
+    for i, (curve, cost, step) in enumerate(zip(curves, unit_costs, steps, strict=True)):
+        size = len(curve.order)
+        points = [n for n in range(0, size, step) if n < size]
+        hull: list[int] = []
+        for n in points:
+            while len(hull) > 1 and _slope(curve, hull[-2], hull[-1]) >= _slope(curve, hull[-1], n):
+                hull.pop()
+            hull.append(n)
+        for a, b in zip(hull, hull[1:], strict=False):
+            price = _slope(curve, a, b) / cost
+            moves += [(price, i, n, step * cost) for n in range(a + step, b + 1, step)]
+    moves.sort(key=lambda move: (move[0], move[1], move[2]))
+    counts = [0] * len(curves)
+    spent = 0.0
+    for _, i, n, cost in moves:
+        if spent + cost / 2 > budget:
+            break
+        counts[i] = n
+        spent += cost
+    return counts
+
+
+def _slope(curve: Curve, a: int, b: int) -> float:
+    return float(curve.damage[b] - curve.damage[a]) / (b - a)

@@ -1,0 +1,111 @@
+"""What a pass measures with: the pipeline's side of ``graphopt.transform.PassContext``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.errors import GraphoptError, PassError
+from graphopt.pipeline.fidelity import mean_divergence
+from graphopt.pipeline.inputs import Inputs
+from graphopt.pipeline.runs import ModelRuns, RunOptions
+from graphopt.pipeline.talk import Talk
+from graphopt.pipeline.timing import Stopwatch
+from graphopt.runtime.metrics import ComparisonAccumulator
+from graphopt.transform import Progress
+
+#: Splits a pass may read; the guard's own is not among them.
+OPEN_SPLITS = ("calibration", "selection")
+
+
+class PipelineContext:
+    """Implements PassContext over ONNX Runtime. Answers for the original are kept and shared between calls."""
+
+    def __init__(
+        self,
+        original: ModelRuns,
+        *,
+        target: str,
+        seed: int,
+        has_data: bool,
+        judge: Callable[[ir.Model], bool],
+        stopwatch: Stopwatch,
+        talk: Talk,
+    ) -> None:
+        assert isinstance(original.model, ir.Model)
+        self.original: ir.Model = original.model
+        self.provider: str = original.options.provider
+        self.target, self.seed, self.has_data = target, seed, has_data
+        self._runs = original
+        self._judge = judge
+        self._stopwatch = stopwatch
+        self._talk = talk
+
+    @cached_property
+    def can_run(self) -> bool:
+        """Whether ONNX Runtime runs the original here; tried when first asked."""
+        try:
+            for label in self._inputs.probes:
+                self._runs.probe(label)
+        except GraphoptError:
+            return False
+        return True
+
+    @property
+    def _inputs(self) -> Inputs:
+        return self._runs.inputs
+
+    @property
+    def _options(self) -> RunOptions:
+        return self._runs.options
+
+    def observe(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Named values of ``model``, batch by batch, over a split."""
+        self._demand_runs()
+        if split not in OPEN_SPLITS:
+            raise PassError(f"a pass may observe the splits {' and '.join(OPEN_SPLITS)}, not {split!r}")
+        runs = self._runs if model is self.original else ModelRuns(model, self._inputs, self._options)
+        yield from runs.observe(values, split, limit)
+
+    def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
+        """Mean ``1 - cosine`` to the original's outputs on the selection split."""
+        return self.divergences([model], limit=limit)[0]
+
+    def divergences(self, models: Iterable[ir.Model], *, limit: int | None = None) -> list[float]:
+        """The same for several models, one after another; the original runs once."""
+        self._demand_runs()
+        found = []
+        for model in models:
+            candidate = ModelRuns(model, self._inputs, self._options, label="a candidate")
+            total = ComparisonAccumulator()
+            for feed, expected in self._runs.pairs("selection", limit):
+                total.update(expected, candidate.session.run(feed))
+            found.append(mean_divergence(total.result()))
+        return found
+
+    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
+        """Median seconds per run, interleaved; geometric mean over the timing shapes."""
+        self._demand_runs()
+        return self._stopwatch.seconds({name: self._runs_of(model) for name, model in models.items()}, rounds=rounds)
+
+    def acceptable(self, model: ir.Model) -> bool:
+        """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
+        self._demand_runs()
+        return self._judge(model)
+
+    def progress(self, label: str, total: int) -> AbstractContextManager[Progress]:
+        """A progress bar."""
+        return self._talk.progress(label, total)
+
+    def _runs_of(self, model: ir.Model) -> ModelRuns:
+        return self._runs if model is self.original else ModelRuns(model, self._inputs, self._options)
+
+    def _demand_runs(self) -> None:
+        if not self.can_run:
+            raise PassError("this model cannot be run here, so nothing can be measured on it")

@@ -1,0 +1,218 @@
+"""One pass as a transaction: try it, judge it, time it; keep it, weaken it, or roll it back with the reason."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.errors import GraphoptError
+from graphopt.model import Signature, model_bytes
+from graphopt.pipeline.attempt import Edited, RejectedError, attempt, failure, pin
+from graphopt.pipeline.facts import parameter_count
+from graphopt.pipeline.guard import Guard, Verdict
+from graphopt.pipeline.registry import AnyPass
+from graphopt.pipeline.result import Cause, PassResult, Refusal, Site, Status, Try
+from graphopt.pipeline.runs import ModelRuns
+from graphopt.pipeline.talk import Talk
+from graphopt.pipeline.timing import SLOWER, Stopwatch
+from graphopt.transform import Fidelity, Order, PassContext, Plan
+
+MAX_TRIES = 4  #: weaker strengths tried after the one asked for
+_LOOSENESS = (Fidelity.EXACT, Fidelity.APPROXIMATE, Fidelity.LOSSY)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The last accepted model and what has been promised about it."""
+
+    model: ir.Model
+    digest: str
+    runs: ModelRuns
+    loosest: Fidelity = Fidelity.EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A try that may stay."""
+
+    edited: Edited
+    transform: AnyPass
+    runs: ModelRuns
+    verdict: Verdict
+
+
+@dataclass
+class Bench:
+    """What transactions of one run share."""
+
+    interface: Signature
+    original: ModelRuns
+    context: PassContext
+    guard: Guard
+    stopwatch: Stopwatch
+    talk: Talk
+    validate: bool
+    keep_slower: bool
+    dry_run: bool = False
+
+    def runs(self, model: ir.Model) -> ModelRuns:
+        """Runs of a candidate, on the same inputs and options as the original."""
+        return ModelRuns(model, self.original.inputs, self.original.options, label="the rewritten model")
+
+
+def looser(a: Fidelity, b: Fidelity) -> Fidelity:
+    """The looser of two promises."""
+    return max(a, b, key=_LOOSENESS.index)
+
+
+def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult, State]:
+    """Run one pass; returns what happened and the state after it, which is the state before it when nothing stays."""
+    started = time.perf_counter()
+    size, count = model_bytes(state.model), parameter_count(state.model)
+    result = PassResult(
+        name=transform.name,
+        status=Status.UNCHANGED,
+        fidelity_class=str(transform.fidelity),
+        params=transform.config.model_dump(mode="json", exclude_defaults=True),
+        bytes_before=size,
+        bytes_after=size,
+        parameters_before=count,
+        parameters_after=count,
+    )
+    try:
+        accepted = _try(transform, state, bench)
+    except RejectedError as rejected:
+        _record(result, rejected.plan)
+        back = _back_off(transform, state, bench, rejected, result) if rejected.cause is Cause.GUARD else None
+        if back is None:
+            _roll_back(result, rejected)
+            result.seconds = time.perf_counter() - started
+            return result, state
+        accepted = back
+    _record(result, accepted.edited.plan)
+    result.resolved = _resolved(accepted)
+    if accepted.edited.plan.empty:
+        result.seconds = time.perf_counter() - started
+        return result, state
+    result.fidelity = accepted.verdict.fidelity
+    result.bytes_after, result.parameters_after = (
+        model_bytes(accepted.edited.model),
+        parameter_count(accepted.edited.model),
+    )
+    try:
+        _time(transform, state, bench, accepted, result)
+    except RejectedError as rejected:
+        _roll_back(result, rejected)
+        result.seconds = time.perf_counter() - started
+        return result, state
+    if bench.dry_run:
+        result.status = Status.PLANNED
+    else:
+        result.status = Status.BACKED_OFF if result.tries else Status.APPLIED
+    result.seconds = time.perf_counter() - started
+    promise = looser(state.loosest, transform.fidelity)
+    return result, State(accepted.edited.model, accepted.edited.digest, accepted.runs, promise)
+
+
+def _try(transform: AnyPass, state: State, bench: Bench) -> Accepted:
+    edited = attempt(transform, state.model, state.digest, bench.interface, bench.context)
+    runs = bench.runs(edited.model)
+    if edited.plan.empty or not bench.validate:
+        return Accepted(edited, transform, runs, Verdict())
+    try:
+        verdict = bench.guard.judge(
+            runs, before=state.runs, promise=transform.fidelity, loosest=looser(state.loosest, transform.fidelity)
+        )
+    except GraphoptError as error:
+        raise RejectedError(Cause.FAILED, failure(error), plan=edited.plan) from error
+    if verdict.cause is not None:
+        raise RejectedError(verdict.cause, verdict.reason, plan=edited.plan, fidelity=verdict.fidelity)
+    return Accepted(edited, transform, runs, verdict)
+
+
+def _back_off(
+    transform: AnyPass, state: State, bench: Bench, refused: RejectedError, result: PassResult
+) -> Accepted | None:
+    """Bisect the strength between the weakest, which changes nothing, and the refused one; the strongest accepted wins."""
+    strength = _strength(transform, refused)
+    if strength is None:
+        return None
+    result.tries.append(Try(value=strength, accepted=False, reason=refused.reason))
+    low, high = transform.weakest, strength
+    best: Accepted | None = None
+    for _ in range(MAX_TRIES):
+        middle = float(f"{(low + high) / 2:.3g}")
+        if middle in (low, high):
+            break
+        bench.talk.info(f"{transform.name}: guard refused {high:g}, trying {middle:g}")
+        try:
+            weaker = _try(transform.with_strength(middle), state, bench)
+        except RejectedError as rejected:
+            result.tries.append(Try(value=middle, accepted=False, reason=rejected.reason))
+            if rejected.cause is not Cause.GUARD:
+                break
+            high = middle
+            continue
+        if weaker.edited.plan.empty:
+            result.tries.append(Try(value=middle, accepted=True, reason="changes nothing"))
+        else:
+            result.tries.append(Try(value=middle, accepted=True))
+            best = weaker
+        low = middle
+    return best
+
+
+def _strength(transform: AnyPass, refused: RejectedError) -> float | None:
+    """The number to weaken: the parameter itself, or what the plan resolved it to when it is a word such as "auto"."""
+    if transform.strength is None:
+        return None
+    value: Any = getattr(transform.config, transform.strength)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        value = refused.plan.resolved.get(transform.strength) if refused.plan is not None else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _time(transform: AnyPass, state: State, bench: Bench, accepted: Accepted, result: PassResult) -> None:
+    """Measure, and raise RejectedError for a pass that made the model slower and no smaller."""
+    if not bench.validate:
+        return
+    result.latency_ratio, result.step_ratio = bench.stopwatch.step(bench.original, state.runs, accepted.runs)
+    slower = result.step_ratio > SLOWER
+    smaller = result.bytes_after < result.bytes_before
+    if not slower:
+        return
+    # Cleanup is what the other passes stand on: its speed is not its purpose.
+    if smaller or bench.keep_slower or transform.order is Order.CLEANUP:
+        result.notes.append(f"{result.step_ratio:.2f} x the latency of the model before it")
+        return
+    raise RejectedError(
+        Cause.SLOWER,
+        f"slower ({result.step_ratio:.2f} x the model before it) and no smaller; --keep-slower keeps it",
+        plan=accepted.edited.plan,
+        fidelity=accepted.verdict.fidelity,
+    )
+
+
+def _resolved(accepted: Accepted) -> dict[str, Any]:
+    """All parameters, with the final strength and what the plan pinned: a replay takes the same decisions again."""
+    return dict(pin(accepted.transform, accepted.edited.plan).config.model_dump(mode="json"))
+
+
+def _record(result: PassResult, plan: Plan | None) -> None:
+    if plan is None:
+        return
+    result.changes = [Site(site=c.site, before=c.before, after=c.after, saves=c.saves) for c in plan.changes]
+    result.declined = [Refusal(site=d.site, reason=d.reason) for d in plan.declined]
+    result.notes = list(plan.notes)
+    result.chosen = dict(plan.resolved)
+
+
+def _roll_back(result: PassResult, rejected: RejectedError) -> None:
+    result.status, result.cause, result.reason = Status.ROLLED_BACK, rejected.cause, rejected.reason
+    result.traceback = rejected.trace
+    if rejected.fidelity is not None:
+        result.fidelity = rejected.fidelity
+    result.bytes_after, result.parameters_after = result.bytes_before, result.parameters_before
