@@ -2,7 +2,7 @@
 
     import graphopt
 
-    result = graphopt.optimize("model.onnx", passes="prune(ratio=0.25),fuse,int8", data="inputs.npz", output="small.onnx")
+    result = graphopt.optimize("model.onnx", "prune(ratio=0.25),fuse,int8", data="inputs.npz", output="small.onnx")
     assert result.passed, result.reasons
 
 Names load when first used, so ``import graphopt`` costs next to nothing.

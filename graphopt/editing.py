@@ -68,9 +68,14 @@ class GraphEditor:
     ) -> ir.Value:
         """A new initializer with a fresh name, in ``graph`` (default: the main graph, visible to all bodies)."""
         name = self.fresh_name(hint)
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name) if isinstance(array, np.ndarray) else array
+        # asarray, not ascontiguousarray: that one turns a scalar into a vector
+        tensor: ir.TensorProtocol
+        if isinstance(array, np.ndarray | np.generic):
+            tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+        else:
+            tensor = array
         value = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         (graph if graph is not None else self.graph).register_initializer(value)
         return value
@@ -95,7 +100,7 @@ class GraphEditor:
                 if wanted is None or (id(use.node), use.idx) in wanted:
                     use.node.replace_input_with(use.idx, copy)
             return copy
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+        value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
         value.shape = ir.Shape(array.shape)
         value.type = ir.TensorType(value.const_value.dtype)
         return value

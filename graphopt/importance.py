@@ -7,6 +7,7 @@ measured at the model's outputs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -220,25 +221,24 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def allocate(
-    curves: Sequence[Curve], unit_costs: Sequence[float], budget: float, steps: Sequence[int]
+    curves: Sequence[Curve], unit_costs: Sequence[float], budget: float, stops: Sequence[Sequence[int]]
 ) -> list[int]:
-    """How many units each curve gives up so that at least about ``budget`` (in cost) goes at the least total damage.
+    """How many units each curve gives up so that about ``budget`` (in cost) goes at the least total damage.
 
-    Greedy on the lower convex hull of each curve, sampled every ``steps[i]`` units; the last unit always stays. The end
-    nearest to the budget is taken.
+    Greedy on the lower convex hull of each curve over its ``stops`` (allowed numbers of removed units, rising from 0).
+    The total ends at the allowed point nearest to the budget.
     """
     moves: list[tuple[float, int, int, float]] = []
-    for i, (curve, cost, step) in enumerate(zip(curves, unit_costs, steps, strict=True)):
-        size = len(curve.order)
-        points = [n for n in range(0, size, step) if n < size]
+    for i, (curve, cost, allowed) in enumerate(zip(curves, unit_costs, stops, strict=True)):
         hull: list[int] = []
-        for n in points:
+        for n in allowed:
             while len(hull) > 1 and _slope(curve, hull[-2], hull[-1]) >= _slope(curve, hull[-1], n):
                 hull.pop()
             hull.append(n)
-        for a, b in zip(hull, hull[1:], strict=False):
+        for a, b in itertools.pairwise(hull):
             price = _slope(curve, a, b) / cost
-            moves += [(price, i, n, step * cost) for n in range(a + step, b + 1, step)]
+            inside = [n for n in allowed if a <= n <= b]
+            moves += [(price, i, n, (n - before) * cost) for before, n in itertools.pairwise(inside)]
     moves.sort(key=lambda move: (move[0], move[1], move[2]))
     counts = [0] * len(curves)
     spent = 0.0
@@ -252,3 +252,9 @@ def allocate(
 
 def _slope(curve: Curve, a: int, b: int) -> float:
     return float(curve.damage[b] - curve.damage[a]) / (b - a)
+
+
+def removal_stops(size: int, round_to: int) -> list[int]:
+    """Numbers of units that may go: nothing, or down to a positive multiple of ``round_to``."""
+    multiples = range(round_to * ((size - 1) // round_to), 0, -round_to)
+    return [0, *(size - kept for kept in multiples)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import signal
@@ -29,6 +30,7 @@ from graphopt.model_wire import length_tag
 
 EXTERNAL_ABOVE = 1_500_000_000  #: bytes of weights; larger models get a data file beside them
 _PROTOBUF_LIMIT = 2_000_000_000
+_KERNEL_COPY_FROM = 1 << 20  #: bytes; smaller tensors are copied through a buffer
 _KEEP_INLINE = 1024  #: bytes; smaller tensors stay in the .onnx even when the rest is external
 SOURCE_KEY = "graphopt.source"  #: ``model.meta`` key: the path a model was opened from
 
@@ -200,9 +202,34 @@ def _created(path: Path) -> Iterator[BinaryIO]:
 
 
 def _copy(tensor: ir.TensorProtocol, out: BinaryIO, meter: _Meter) -> None:
+    if isinstance(tensor, FileTensor) and tensor.nbytes >= _KERNEL_COPY_FROM and _copied_by_kernel(tensor, out, meter):
+        return
     for chunk in tensor_chunks(tensor):
         out.write(chunk)
         meter.add(len(chunk))
+
+
+def _copied_by_kernel(tensor: FileTensor, out: BinaryIO, meter: _Meter) -> bool:
+    """Copy file to file without passing through this process; False where the system or file system cannot."""
+    copy = getattr(os, "copy_file_range", None)
+    if copy is None:
+        return False
+    out.flush()
+    start, target, done = tensor.offset or 0, out.tell(), 0
+    while done < tensor.nbytes:
+        wanted = min(_KERNEL_COPY_FROM << 6, tensor.nbytes - done)
+        try:
+            count = copy(tensor.file.fd, out.fileno(), wanted, start + done, target + done)
+        except OSError as error:
+            if done == 0 and error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV):
+                return False
+            raise
+        if count == 0:
+            raise OSError(f"{tensor.file.path} ended early, it has been changed while in use")
+        done += count
+        meter.add(count)
+    out.seek(target + done)
+    return True
 
 
 def _write_protobuf(layout: _Layout, out: BinaryIO, meter: _Meter) -> None:

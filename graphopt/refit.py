@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.importance import Consumer, Moments, ridged
 from graphopt.transform import PassContext
 
 #: Ridge strengths tried, as a share of the mean diagonal of the inputs' covariance; held-out inputs choose.
@@ -74,6 +75,15 @@ def solve(pairs: Pairs, start: np.ndarray, ridge: float) -> np.ndarray:
     xx, xy = pairs.centred()
     strength = ridge * max(float(np.trace(xx)) / len(xx), 1e-12)
     return np.asarray(start + np.linalg.solve(xx + strength * np.eye(len(xx)), xy - xx @ start))
+
+
+def refit_from_moments(consumer: Consumer, moments: Moments, removed: np.ndarray) -> Patch:
+    """The refit of one consumer when its inputs are those of the unpruned graph: no further run is needed."""
+    kept = ~np.isin(consumer.units, removed)
+    W, cov = consumer.matrix(), ridged(moments.covariance(), moments.count)
+    weight = np.linalg.solve(cov[np.ix_(kept, kept)], cov[kept] @ W)
+    shift = moments.mean @ W - moments.mean[kept] @ weight
+    return Patch(consumer.node.name or "", np.asarray(weight), np.asarray(shift), "refit")
 
 
 def gather_pairs(
@@ -202,41 +212,52 @@ def refit_sites(
 ) -> tuple[list[Patch], list[str]]:
     """Patches for ``sites``, front to back; ``rewritten`` is edited as they are found.
 
-    Each site keeps the best of {refit, mean fold, nothing}, judged by the divergence of the model's outputs on the
-    selection split. Returns the patches and, for each site, a line that says what was kept and what it brought.
+    Each site keeps the best of {refit at some ridge, mean fold, nothing} on held-out inputs: by the error of its own
+    output, since at the model's outputs the sites that are still to come would drown what this one does. At the end all
+    patches together must bring the model's outputs nearer to the original's, else none is kept.
+
+    Returns the patches, and for each site a line that says what was kept and what it brought.
     """
     patches: list[Patch] = []
     notes: list[str] = []
-    current = ctx.divergence(rewritten)
+    before = ctx.divergence(rewritten)
+    bare = rewritten.clone()
     with ctx.progress("refit", len(sites)) as bar:
         for site in sites:
-            train = gather_pairs(original, rewritten, ctx, site, "calibration")
-            held_out = gather_pairs(original, rewritten, ctx, site, "selection")
-            bar.advance()
-            if train is None or held_out is None:
-                continue
-            start = _weight_of(rewritten, site.node)
-            candidates = [Patch(site.node, None, train.shift(start), "mean fold")]
-            if refit:
-                fits = [solve(train, start, ridge) for ridge in RIDGES]
-                best = min(fits, key=lambda W: held_out.error(W, train.shift(W)))
-                candidates.append(Patch(site.node, best, train.shift(best), "refit"))
-            trials = []
-            for patch in candidates:
-                trial = rewritten.clone()
-                apply_patch(GraphEditor(trial), patch)
-                trials.append(trial)
-            results = ctx.divergences(trials)
-            best_index = int(np.argmin(results))
-            if results[best_index] < current:
-                patch = candidates[best_index]
+            patch, line = _best_patch(original, rewritten, ctx, site, refit)
+            if patch is not None:
                 apply_patch(GraphEditor(rewritten), patch)
                 patches.append(patch)
-                notes.append(f"{site.node}: {patch.method}, divergence {current:.4f} -> {results[best_index]:.4f}")
-                current = results[best_index]
-            else:
-                notes.append(f"{site.node}: kept as sliced, nothing helped on held-out inputs")
+            notes.append(f"{site.node}: {line}")
+            bar.advance()
+    after = ctx.divergence(rewritten)
+    if after >= before:
+        rewritten.graph = bare.graph
+        return [], [f"refit dropped: it moved the outputs' divergence from {before:.4f} to {after:.4f} on held-out inputs"]
+    notes.append(f"refit: divergence {before:.4f} -> {after:.4f} on held-out inputs")
     return patches, notes
+
+
+def _best_patch(
+    original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, refit: bool
+) -> tuple[Patch | None, str]:
+    train = gather_pairs(original, rewritten, ctx, site, "calibration")
+    held_out = gather_pairs(original, rewritten, ctx, site, "selection")
+    if train is None or held_out is None:
+        return None, "no inputs to refit on"
+    start = _weight_of(rewritten, site.node)
+    nothing = held_out.error(start, np.zeros(start.shape[1]))
+    fold = train.shift(start)
+    candidates = [(held_out.error(start, fold), Patch(site.node, None, fold, "mean fold"))]
+    if refit:
+        for ridge in RIDGES:
+            W = solve(train, start, ridge)
+            b = train.shift(W)
+            candidates.append((held_out.error(W, b), Patch(site.node, W, b, f"refit (ridge {ridge:g})")))
+    error, patch = min(candidates, key=lambda c: c[0])
+    if error >= nothing:
+        return None, "kept as sliced, nothing helped on held-out inputs"
+    return patch, f"{patch.method}, error {nothing:.4g} -> {error:.4g}"
 
 
 def _weight_of(model: ir.Model, node_name: str) -> np.ndarray:

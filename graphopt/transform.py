@@ -99,7 +99,11 @@ class PassContext(Protocol):
     target: str  #: "cpu-vnni", "cpu-avx2", "cpu-arm64", "cuda", ...
     seed: int
     has_data: bool  #: real inputs were given (False: only synthetic ones exist)
-    can_run: bool  #: False under ``--no-validate`` on a model that ONNX Runtime refuses
+
+    @property
+    def can_run(self) -> bool:
+        """Whether ONNX Runtime runs the original here; False is possible under ``--no-validate`` only."""
+        ...
 
     def observe(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None

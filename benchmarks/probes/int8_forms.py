@@ -43,6 +43,10 @@ FORMS: dict[str, Form] = {
     "Attention + dynamic standard": Form(weights="dynamic", attention="onnx", opset=23),
     "Attention + standard + int8 tables": Form(weights="dynamic", attention="onnx", opset=23, rows=("words", "places")),
     "Attention + standard + value bias folded": Form(weights="dynamic", attention="onnx", opset=23, value_bias="folded"),
+    "Attention + standard + tables + folded": Form(weights="dynamic", attention="onnx", opset=23, rows=("words", "places"), value_bias="folded"),
+    "Attention + static contrib + tables + folded": Form(
+        weights="static_contrib", attention="onnx", opset=23, rows=("words", "places"), value_bias="folded"
+    ),
     "Attention + per tensor": Form(weights="dynamic_contrib", attention="onnx", opset=23, per_column=False),
     "Attention + flat": Form(weights="dynamic_contrib", attention="onnx", opset=23, flat=True),
     "Attention + qkv packed": Form(weights="dynamic_contrib", attention="onnx", opset=23, qkv="packed"),

@@ -54,11 +54,11 @@ WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
     "MoE": (2, 4, 6),
     "QMoE": (2, 5, 8),
 }
-_LOOKUPS = {"Gather", "GatherND", "GatherBlockQuantized", "EmbedLayerNormalization"}
+LOOKUPS = {"Gather", "GatherND", "GatherBlockQuantized", "EmbedLayerNormalization"}
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _SHAPE_READERS = {"Shape", "Size"}
 _MAX_CHAIN = 64  #: steps that the type of a constant is traced back
-_INDEX_TYPES = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING}
+INDEX_TYPES = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING}
 
 
 class Kind(enum.IntEnum):
@@ -129,9 +129,9 @@ def _bears_weight(node: ir.Node, flow: DataFlow) -> bool:
         return False  # the ai.onnx operator has no weights of its own
     present = [node.inputs[i] for i in positions if i < len(node.inputs)]
     weights = [v for v in present if v is not None and flow.kind(v) is Kind.CONSTANT and _is_numeric(v)]
-    if not weights or (node.op_type not in _LOOKUPS and len(weights) == len(node.inputs)):
+    if not weights or (node.op_type not in LOOKUPS and len(weights) == len(node.inputs)):
         return False
-    if node.op_type in _LOOKUPS:
+    if node.op_type in LOOKUPS:
         # A table of rows, read at places that depend on the input; a scalar picked from a list of sizes is neither.
         indices = [v for v in node.inputs if v is not None and v not in weights]
         return any(flow.kind(v) is not Kind.CONSTANT for v in indices) and _rank(weights[0]) != 1
@@ -144,11 +144,11 @@ def _is_numeric(value: ir.Value) -> bool:
         dtype = value.dtype if value.const_value is None else value.const_value.dtype
         node = value.producer()
         if dtype is not None or node is None:
-            return dtype not in _INDEX_TYPES
+            return dtype not in INDEX_TYPES
         if node.op_type == "DequantizeLinear":
             return True
         if node.op_type == "Cast":
-            return ir.DataType(node.attributes["to"].as_int()) not in _INDEX_TYPES
+            return ir.DataType(node.attributes["to"].as_int()) not in INDEX_TYPES
         if node.op_type == "Constant":
             return _constant_is_numeric(node)
         source = node.inputs[0] if node.inputs else None
@@ -160,7 +160,7 @@ def _is_numeric(value: ir.Value) -> bool:
 
 def _constant_is_numeric(node: ir.Node) -> bool:
     if "value" in node.attributes:
-        return node.attributes["value"].as_tensor().dtype not in _INDEX_TYPES
+        return node.attributes["value"].as_tensor().dtype not in INDEX_TYPES
     return "value_float" in node.attributes or "value_floats" in node.attributes
 
 

@@ -50,26 +50,20 @@ class Operands:
 
 def count_macs(operands: Operands) -> int:
     """Multiply-accumulates of one run of one node. Raises UnknownSizeError when a size it needs is not known."""
-    rule = _RULES.get((operands.node.domain, operands.node.op_type))
+    key = (operands.node.domain, operands.node.op_type)
+    if key in _UNCOUNTED:
+        raise UnknownSizeError(operands.node.name)
+    rule = _RULES.get(key)
     return rule(operands) if rule is not None else 0
 
 
 # -- products ---------------------------------------------------------------------------------------------------------
-def _matmul(right: int = 1) -> Callable[[Operands], int]:
-    """Broadcast product of input 0 and input ``right``: every output element sums over the contracted axis."""
-
-    def rule(op: Operands) -> int:
-        left, other = op.input(0), op.input(right)
-        depth = left[-2] if op.integer("transA") and len(left) > 1 else left[-1]
-        if op.integer("transBatchA"):
-            depth = left[0] if op.integer("transA") else left[-1]
-        if len(left) == 1 or len(other) == 1:
-            return prod(left) * prod(other) // depth if min(len(left), len(other)) == 1 == max(
-                len(left), len(other)
-            ) else max(prod(left), prod(other))
-        return prod(op.output()) * depth
-
-    return rule
+def _matmul(op: Operands) -> int:
+    """Broadcast product: every output element sums over the axis that is contracted."""
+    left = op.input(0)
+    if op.integer("transA") and len(left) > 1:
+        return prod(op.output()) * (left[0] if op.integer("transBatchA") else left[-2])
+    return prod(op.output()) * left[-1]
 
 
 def _gemm(right: int = 1) -> Callable[[Operands], int]:
@@ -98,7 +92,9 @@ def _einsum(op: Operands) -> int:
         if "..." in term:
             before, after = term.split("...")
             hidden = sizes[len(before) : len(sizes) - len(after)]
-            named = list(zip(before, sizes, strict=False)) + list(zip(after, sizes[len(sizes) - len(after) :], strict=True))
+            named = list(zip(before, sizes, strict=False)) + list(
+                zip(after, sizes[len(sizes) - len(after) :], strict=True)
+            )
             named += [(f"...{len(hidden) - k}", n) for k, n in enumerate(hidden)]
         else:
             named = list(zip(term, sizes, strict=True))
@@ -108,11 +104,10 @@ def _einsum(op: Operands) -> int:
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------------
-def _conv(weight: int = 1, *, channels_last: bool = False) -> Callable[[Operands], int]:
-    """Weights are [out, in/group, kernel...], also where activations have their channels last."""
+def _conv(weight: int = 1) -> Callable[[Operands], int]:
+    """Every output element sums over [in/group, kernel...], whatever the layout of the activations."""
 
     def rule(op: Operands) -> int:
-        del channels_last  # the count does not depend on the layout of the activations
         return prod(op.output()) * prod(op.input(weight)[1:])
 
     return rule
@@ -149,7 +144,7 @@ def _packed_attention(op: Operands) -> int:
 
 
 def _multi_head_attention(op: Operands) -> int:
-    """com.microsoft MultiHeadAttention: [B, L, width], packed [B, L, heads, 3, dim] or [B, L, heads, 2, dim] key-value."""
+    """com.microsoft MultiHeadAttention: [B, L, width] each, or packed [B, L, heads, 3 or 2, dim]."""
     query = op.input(0)
     batch, length = query[:2]
     heads = op.integer("num_heads")
@@ -194,9 +189,9 @@ def _experts(op: Operands) -> int:
 
 
 _RULES: dict[tuple[str, str], Callable[[Operands], int]] = {
-    ("", "MatMul"): _matmul(),
-    ("", "MatMulInteger"): _matmul(),
-    ("", "QLinearMatMul"): _matmul(3),
+    ("", "MatMul"): _matmul,
+    ("", "MatMulInteger"): _matmul,
+    ("", "QLinearMatMul"): _matmul,
     ("", "Gemm"): _gemm(),
     ("", "Einsum"): _einsum,
     ("", "Conv"): _conv(),
@@ -208,12 +203,12 @@ _RULES: dict[tuple[str, str], Callable[[Operands], int]] = {
     ("", "LSTM"): _recurrent,
     ("", "GRU"): _recurrent,
     ("", "RNN"): _recurrent,
-    (CONTRIB, "FusedMatMul"): _matmul(),
-    (CONTRIB, "TransposeMatMul"): _matmul(),
-    (CONTRIB, "FusedMatMulActivation"): _matmul(),
-    (CONTRIB, "MatMulIntegerToFloat"): _matmul(),
-    (CONTRIB, "DynamicQuantizeMatMul"): _matmul(),
-    (CONTRIB, "GemmFastGelu"): _matmul(),
+    (CONTRIB, "FusedMatMul"): _matmul,
+    (CONTRIB, "TransposeMatMul"): _matmul,
+    (CONTRIB, "FusedMatMulActivation"): _matmul,
+    (CONTRIB, "MatMulIntegerToFloat"): _matmul,
+    (CONTRIB, "DynamicQuantizeMatMul"): _matmul,
+    (CONTRIB, "GemmFastGelu"): _matmul,
     (CONTRIB, "FusedGemm"): _gemm(),
     (CONTRIB, "QGemm"): _gemm(3),
     (CONTRIB, "MatMulNBits"): _block_quantized,
@@ -229,4 +224,10 @@ _RULES: dict[tuple[str, str], Callable[[Operands], int]] = {
     (CONTRIB, "GroupQueryAttention"): _group_query_attention,
     (CONTRIB, "DynamicQuantizeLSTM"): _recurrent,
     (CONTRIB, "MoE"): _experts,
+}
+
+#: Operators that do multiply, by formulas that are not written yet.
+_UNCOUNTED = {
+    (CONTRIB, op)
+    for op in ("QMoE", "LongformerAttention", "DecoderAttention", "PackedAttention", "PackedMultiHeadAttention")
 }

@@ -36,7 +36,7 @@ def guarded(arguments: list[str]) -> int:
 def report(error: BaseException, arguments: list[str]) -> int:
     """Print one line about ``error`` and return its exit code."""
     if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
-        # The reader went away, e.g. `graphopt inspect | head`: that is no failure. Keep the interpreter's own flush quiet.
+        # The reader went away, e.g. `graphopt inspect | head`: no failure. The interpreter's own flush must stay quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if "--debug" in arguments and not _is_exit(error):

@@ -23,6 +23,7 @@ NOISE_FACTOR, NOISE_LIMIT = 4.0, 1e-2
 APPROXIMATE_BOUND = 1e-2
 APPROXIMATE_COSINE = 0.999
 DEFAULT_MIN_COSINE = 0.95  #: LOSSY, mean over the rows of the worst output
+MIN_SQNR_DB = 0.0  #: LOSSY without a metric: cosine is blind to scale, so the error may not outweigh the output
 DEFAULT_DROP_SHARE = 0.01  #: LOSSY with a metric: share of the original's score
 _HUGE = 1e30  #: masks written as -3.4e38 are no part of an output's scale
 _TINY = 1e-6  #: absolute floor, for outputs that are all zero

@@ -34,7 +34,7 @@ def fidelity_report(figures: Mapping[str, OutputComparison], samples: int) -> Fi
 
 
 def mean_divergence(figures: Mapping[str, OutputComparison]) -> float:
-    """``1 - cosine`` averaged over outputs (share of unequal elements where an output is not float); 1 where one is broken."""
+    """``1 - cosine``, or the share of unequal elements of integers, averaged over outputs; 1 for a broken one."""
     parts = []
     for figure in figures.values():
         alike = figure.cosine if figure.cosine is not None else figure.match

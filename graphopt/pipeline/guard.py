@@ -14,6 +14,7 @@ from graphopt.pipeline.bounds import (
     DEFAULT_DROP_SHARE,
     DEFAULT_MIN_COSINE,
     EXACT_BOUND_HALF,
+    MIN_SQNR_DB,
     NOISE_FACTOR,
     NOISE_LIMIT,
     TightCheck,
@@ -127,6 +128,9 @@ class Guard:
                 if alike is not None and not alike >= least:
                     what = "cosine" if output.cosine is not None else "share of equal elements"
                     return f"mean {what} of output {output.output!r} is {alike:.4f}, the guard wants {least:g}"
+        for output in report.outputs:
+            if output.sqnr_db is not None and output.sqnr_db < MIN_SQNR_DB and self.metric is None:
+                return f"the error of output {output.output!r} holds more energy than the output itself"
         if report.metric is not None and report.metric_original is not None:
             allowed = self.settings.max_drop
             if allowed is None:

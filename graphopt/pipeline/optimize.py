@@ -30,7 +30,7 @@ Passes = Recipe | str | Sequence[Any] | Mapping[str, Any] | None
 
 
 def prepare_recipe(passes: Passes = None, *, recipe: str | Path | None = None, **fields: Any) -> Recipe:
-    """The recipe that ``recipe`` names (preset, file, report, model) or an empty one, with every given field set over it.
+    """The recipe that ``recipe`` names (preset, file, report, model) or an empty one, the given fields set over it.
 
     Raises UsageError.
     """
@@ -61,7 +61,7 @@ def optimize(
     Args:
         model: a file, or an ``onnx_ir.Model`` as ``open_model`` returns it (never edited).
         passes: ``"prune(ratio=0.3),int8"``, a list, a mapping or a Recipe. Default: exact rewrites only.
-        recipe: a preset's name, a recipe file, a report or a model that graphopt wrote; ``passes`` and ``fields`` go over it.
+        recipe: a preset's name, a recipe file, a report or a model that graphopt wrote; ``passes`` and ``fields`` win.
         output: file to write; None keeps the result in memory (``result.model``).
         data: inputs as the command line takes them, or a Dataset.
         metric: ``module:function``, or the function; it gets a callable that runs the model and returns a score.

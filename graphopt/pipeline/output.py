@@ -1,4 +1,4 @@
-"""Where results go: checked before the work starts, written beside the target, opened again and run, then moved into place."""
+"""Where results go: checked before the work starts, staged beside the target, moved into place at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def default_output(model: Path) -> Path:
 
 
 def check_output(output: Path, model: ir.Model, source: Path | None) -> None:
-    """Refuse a target that cannot be written or that holds part of the input; another existing file is replaced at the end.
+    """Refuse a target that cannot be written or that holds part of the input; other existing files are replaced.
 
     Raises UsageError.
     """

@@ -1,4 +1,7 @@
-"""What a written model says about its own making. Nothing here depends on time, place or speed: a replay writes the same bytes."""
+"""What a written model says about its own making.
+
+Nothing here depends on time, place or speed, so that a replay writes the same bytes.
+"""
 
 from __future__ import annotations
 

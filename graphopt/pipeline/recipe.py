@@ -18,7 +18,7 @@ class _Part(BaseModel):
 
 
 class Step(_Part):
-    """One pass and its parameters. Reads ``"int8"``, ``"prune(ratio=0.3)"``, ``{prune: {ratio: 0.3}}`` or the long form."""
+    """One pass and its parameters. Reads ``"int8"``, ``"prune(ratio=0.3)"``, ``{prune: {ratio: 0.3}}``, all fields."""
 
     name: str
     params: dict[str, Any] = Field(default_factory=dict)
@@ -48,12 +48,12 @@ class Step(_Part):
 
 
 class GuardSettings(_Part):
-    """How much the outputs may differ from the original's. EXACT passes meet their own tight bound whatever is set here."""
+    """How much the outputs may differ from the original's. EXACT passes meet their own tight bound in any case."""
 
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
     """Least mean cosine between each output and the original's, over the guard inputs."""
     metric: str | None = None
-    """``module:function`` or ``file.py:function``: takes a callable that runs the model, returns a score; higher is better."""
+    """``module:function`` or ``file.py:function``: gets a callable that runs the model; a higher score is better."""
     max_drop: float | None = Field(default=None, ge=0)
     """Most the metric may fall below the original's score, in the metric's own unit."""
     validate_runs: bool = True
@@ -167,5 +167,5 @@ def explain(error: ValidationError, what: str) -> str:
 
 
 def _basename(spec: str) -> str:
-    """``/home/me/data.npz`` -> ``data.npz``; ``dir/file.py:function`` -> ``file.py:function``; ``module:function`` stays."""
+    """``/home/me/data.npz`` -> ``data.npz``; ``dir/file.py:function`` -> ``file.py:function``."""
     return PurePath(spec.replace("\\", "/")).name or spec

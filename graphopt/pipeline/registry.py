@@ -32,7 +32,7 @@ class PassEntry:
 
 
 class Registry:
-    """The declared passes. ``problems`` lists broken and duplicate declarations; they never stop a run by themselves."""
+    """The declared passes. ``problems`` lists broken and duplicate declarations, which never stop a run."""
 
     def __init__(self, entries: Mapping[str, PassEntry], problems: list[str]) -> None:
         self._entries = dict(entries)

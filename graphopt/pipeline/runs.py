@@ -1,4 +1,4 @@
-"""A model, its session and what it answered: outputs are kept up to a bound, so that no input is run twice for nothing."""
+"""A model, its session and what it answered: outputs are kept up to a bound, so nothing is run twice for nothing."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _SHOWN = 3
 
 
 def check_structure(model: ir.Model, expected: Signature) -> None:
-    """Raise ModelError with the first fault found: changed interface, dangling or misordered value, broken ONNX rule."""
+    """Raise ModelError with the first fault found: changed interface, dangling value, wrong order, broken ONNX rule."""
     fault = interface_fault(expected, signature(model)) or scope_fault(model) or checker_fault(model)
     if fault:
         raise ModelError(fault)
@@ -68,8 +68,7 @@ def scope_fault(model: ir.Model) -> str:
         for used in item.inputs:
             if used is not None and home.get(id(used)) not in scope:
                 return f"node {item.name!r} ({item.op_type}) reads {used.name!r}, which nothing before it defines"
-        for body in bodies(item):
-            stack.append((body, body, scope, False))
+        stack.extend((body, body, scope, False) for body in bodies(item))
         for value in item.outputs:
             if not define(value, graph):
                 return f"two values are called {value.name!r}"
@@ -104,37 +103,23 @@ def checker_fault(model: ir.Model) -> str:
 
 
 def stripped_proto(model: ir.Model) -> onnx.ModelProto:
-    """A ModelProto in which large initializers are graph inputs and large constants are empty."""
+    """A ModelProto in which large weights are empty: shapes and axes matter to the checker, weights do not."""
     light = clone_model(model)
     for graph in all_graphs(light):
-        for name, value in list(graph.initializers.items()):
-            tensor = value.const_value
-            if tensor is None or tensor.nbytes <= _KEEP_BYTES:
-                continue
-            if not value.is_graph_input():
-                del graph.initializers[name]
-                value.const_value = None
-                if value.type is None:
-                    value.type = ir.TensorType(tensor.dtype)
-                    value.shape = ir.Shape(tensor.shape)
-                if graph is light.graph:
-                    graph.inputs.append(value)
-                else:
-                    hoisted = ir.Value(name=value.name, type=value.type, shape=value.shape)
-                    light.graph.inputs.append(hoisted)
-                    for use in list(value.uses()):
-                        use.node.replace_input_with(use.idx, hoisted)
-            else:
-                del graph.initializers[name]
-                value.const_value = None
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.nbytes > _KEEP_BYTES:
+                value.const_value = _empty(value.const_value)
         for node in graph:
             for key, attr in list(node.attributes.items()):
-                if not attr.is_ref() and attr.type is ir.AttributeType.TENSOR:
-                    tensor = attr.as_tensor()
-                    if tensor.nbytes > _KEEP_BYTES:
-                        empty = ir.Tensor(np.zeros((0,), dtype=tensor.dtype.numpy()), dtype=tensor.dtype)
-                        node.attributes[key] = ir.Attr(key, ir.AttributeType.TENSOR, empty)
+                if not attr.is_ref() and attr.type is ir.AttributeType.TENSOR and attr.as_tensor().nbytes > _KEEP_BYTES:
+                    node.attributes[key] = ir.AttrTensor(key, _empty(attr.as_tensor()))
     return ir.serde.serialize_model(light)
+
+
+def _empty(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype is ir.DataType.STRING:
+        return tensor
+    return ir.Tensor(np.zeros((0,), dtype=tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name)
 
 
 def _dims(dims: tuple[object, ...]) -> str:

@@ -46,7 +46,7 @@ class Stopwatch:
         return {name: table.median(name) for name in models}
 
     def step(self, original: ModelRuns, before: ModelRuns, after: ModelRuns) -> tuple[float, float]:
-        """``after`` against the original and against ``before``; a slow-down is measured twice and the better one counts."""
+        """``after`` against the original and against ``before``; of a slow-down, the better of two tries counts."""
         models = {"original": original, "before": before, "after": after}
         if before is original:
             del models["before"]

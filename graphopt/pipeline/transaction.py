@@ -136,7 +136,7 @@ def _try(transform: AnyPass, state: State, bench: Bench) -> Accepted:
 def _back_off(
     transform: AnyPass, state: State, bench: Bench, refused: RejectedError, result: PassResult
 ) -> Accepted | None:
-    """Bisect the strength between the weakest, which changes nothing, and the refused one; the strongest accepted wins."""
+    """Bisect between the weakest strength, which changes nothing, and the refused one; the strongest accepted wins."""
     strength = _strength(transform, refused)
     if strength is None:
         return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from graphopt.pipeline.result import PassResult, Result, Status
-from graphopt.report.units import amount, cosine, megabytes, milliseconds, ratio, seconds, share, small
+from graphopt.report.tables import fidelity_table, latency_table, plain_table, print_table
+from graphopt.report.units import amount, cosine, megabytes, ratio, seconds, share, small
 
 _COLOURS = {
     Status.APPLIED: "green",
@@ -26,13 +26,19 @@ _DECLINED_SHOWN = 4
 
 def print_result(result: Result, console: Console, *, verbose: int = 0) -> None:
     """Print everything a reader needs to judge the run; the last line is the verdict."""
-    console.print(passes_table(result))
+    print_table(console, "Passes", passes_table(result))
     for line in _details(result, verbose):
         console.print(line, soft_wrap=True)
     if result.fidelity is not None:
-        console.print(fidelity_table(result))
+        made_up = result.data is not None and result.data.synthetic
+        kind = "synthetic" if made_up else "held-out"
+        title = f"Outputs against the original, {result.fidelity.samples} {kind} samples"
+        print_table(console, title, fidelity_table(result.fidelity))
     if result.latency:
-        console.print(latency_table(result))
+        threads = result.environment.threads if result.environment is not None else None
+        how = f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""
+        title = f"Latency, interleaved with the original{how}"
+        print_table(console, title, latency_table(result.latency, ("original", "result")))
     _print_facts(result, console)
     if verbose and result.recipe.passes:
         console.print("[bold]Recipe[/] (replays to the same file)")
@@ -42,9 +48,7 @@ def print_result(result: Result, console: Console, *, verbose: int = 0) -> None:
 
 def passes_table(result: Result) -> Table:
     """One row per pass."""
-    table = _table(
-        "Passes", "pass", "status", ">sites", ">size", ">parameters", ">latency", ">cosine", ">max err", ">time"
-    )
+    table = plain_table("pass", "status", ">sites", ">size", ">parameters", ">latency", ">cosine", ">max err", ">time")
     for item in result.passes:
         colour = _COLOURS[item.status]
         quality = item.fidelity
@@ -60,44 +64,6 @@ def passes_table(result: Result) -> Table:
             small(quality.max_abs) if quality else "-",
             seconds(item.seconds),
         )
-    return table
-
-
-def fidelity_table(result: Result) -> Table:
-    """One row per output of the model."""
-    fidelity = result.fidelity
-    assert fidelity is not None
-    source = result.data
-    kind = "synthetic" if source is not None and source.synthetic else "held-out"
-    title = f"Outputs against the original, {fidelity.samples} {kind} samples"
-    columns = ["output", ">cosine", ">max abs", ">max rel", ">SQNR dB"]
-    discrete = any(o.equal_share is not None for o in fidelity.outputs)
-    top = any(o.top1 is not None for o in fidelity.outputs)
-    columns += [">KL", ">top-1"] if top else []
-    columns += [">equal"] if discrete else []
-    table = _table(title, *columns)
-    for item in fidelity.outputs:
-        row = [escape(item.output), cosine(item.cosine), small(item.max_abs), small(item.max_rel)]
-        row.append("-" if item.sqnr_db is None else f"{item.sqnr_db:.1f}")
-        if top:
-            row += [small(item.kl), "-" if item.top1 is None else f"{item.top1:.3f}"]
-        if discrete:
-            row.append("-" if item.equal_share is None else f"{item.equal_share:.4f}")
-        table.add_row(*row)
-    return table
-
-
-def latency_table(result: Result) -> Table:
-    """One row per timing shape."""
-    env = result.environment
-    threads = f", {env.threads} thread{'s' if env.threads != 1 else ''}" if env and env.threads else ""
-    table = _table(
-        f"Latency, interleaved with the original{threads}", "input", ">original ms", ">result ms", ">ratio", ">spread"
-    )
-    for row in result.latency:
-        spread = "-" if row.spread is None else f"{100 * row.spread:.0f} %"
-        cells = (milliseconds(row.original_ms), milliseconds(row.optimized_ms), ratio(row.ratio), spread)
-        table.add_row(escape(row.shape), *cells)
     return table
 
 
@@ -118,7 +84,9 @@ def verdict(result: Result) -> str:
             text += f", written to {result.output.path}"
     else:
         text = "nothing written"
-    reasons = "; ".join(result.reasons)
+    reasons = "; ".join(result.reasons[:2])
+    if len(result.reasons) > 2:
+        reasons += f"; and {len(result.reasons) - 2} more failures"
     line = f"{text}; {reasons}" if reasons and result.passed else f"{reasons}; {text}" if reasons else text
     return f"[bold {colour}]{result.status}[/] {escape(' '.join(line.split()))}"
 
@@ -137,8 +105,9 @@ def _details(result: Result, verbose: int) -> Iterable[str]:
         for note in item.notes:
             yield f"  [dim]{name}: {escape(note)}[/]"
         if verbose:
+            word = "[green]changed[/] " if item.status.kept else "planned "
             for site in item.changes:
-                yield f"    [green]changed[/]  {escape(site.site)}: {escape(site.before)} -> {escape(site.after)}"
+                yield f"    {word} {escape(site.site)}: {escape(site.before)} -> {escape(site.after)}"
             for refused in item.declined:
                 yield f"    [yellow]declined[/] {escape(refused.site)}: {escape(refused.reason)}"
         elif item.declined and (item.status.kept or item.status in (Status.UNCHANGED, Status.PLANNED)):
@@ -203,11 +172,3 @@ def _title(item: PassResult) -> str:
     inside = ", ".join(f"{k}={v}" for k, v in shown.items())
     text = f"{item.name}({inside})" if inside else item.name
     return text if len(text) <= 34 else text[:31] + "..."
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right)
-    return table

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def megabytes(count: float | None) -> str:
-    """Bytes in MB (10**6), kB below one hundredth of that."""
+    """Bytes in MB (10**6), in kB below one MB."""
     if count is None:
         return "-"
-    if abs(count) < 1e4:
+    if abs(count) < 1e6:
         return f"{count:.0f} B" if abs(count) < 1000 else f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:.2f} MB" if abs(count) < 1e8 else f"{count / 1e6:.1f} MB"
 
@@ -54,9 +54,9 @@ def small(value: float | None) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """Four decimals, never rounded up to 1."""
+    """Four decimals; close to 1 as the distance to it, and 1 only below what float32 can tell."""
     if value is None:
         return "-"
-    if 0.99995 <= value < 1:
+    if 0.99995 <= value < 1 - 1e-7:
         return f"1-{1 - value:.0e}"
     return f"{value:.4f}"

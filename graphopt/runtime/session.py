@@ -146,9 +146,7 @@ class Session:
         if names:
             options.add_external_initializers(names, values)
         if serialized.folder is not None:
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", serialized.folder
-            )
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", serialized.folder)
         if serialized.packed:
             buffers = [tensor.tobytes() for tensor in serialized.packed.values()]
             options.add_external_initializers_from_files_in_memory(

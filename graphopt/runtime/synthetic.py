@@ -26,14 +26,15 @@ def probe_feeds(
     """Feeds by label ("1x16", "3x7 ragged"): batch 1, length 1 and odd ragged shapes, those that ``model`` can run."""
     session = session or Session(model)
     found: dict[str, Feed] = {}
-    for batch, length, ragged in _PROBES:
+    longest = max_length(model)
+    for batch, wanted, ragged in _PROBES:
+        length = min(wanted, longest or wanted)
         assigned = _assignment(model, batch, length, sizes)
         try:
             feed = synthetic_feed(model, assigned, seed=seed, ragged=ragged, session=session)
         except GraphoptError:
             continue
-        label = _label(model, batch, length, ragged)
-        found.setdefault(label, feed)
+        found.setdefault(_label(model, batch, length, ragged), feed)
     if not found:
         found["default"] = synthetic_feed(model, sizes, seed=seed, session=session)
     return found

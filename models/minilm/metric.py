@@ -77,13 +77,11 @@ def read_pairs(file: Path, limit: int | None = None) -> Pairs:
 def embed(run: Run, sentences: Sequence[str], tokenizer_file: Path | None = None) -> Array:
     """Return embeddings ``[N, D]`` in the order of ``sentences``; equal sentences are run once."""
     unique = list(dict.fromkeys(sentences))
-    places = {sentence: place for place, sentence in enumerate(unique)}
-    rows: list[Array | None] = [None] * len(unique)
+    vectors: dict[str, Array] = {}
     for indices, feed in batches(unique, tokenizer_file):
-        vectors = pool(np.asarray(run(feed)[0]), feed["attention_mask"])
-        for index, vector in zip(indices, vectors, strict=True):
-            rows[index] = vector
-    return np.stack([rows[places[sentence]] for sentence in sentences])  # type: ignore[arg-type]
+        rows = pool(np.asarray(run(feed)[0]), feed["attention_mask"])
+        vectors.update(zip((unique[index] for index in indices), rows, strict=True))
+    return np.stack([vectors[sentence] for sentence in sentences])
 
 
 def batches(

@@ -181,7 +181,7 @@ class Slow(Base):
         side = out
         for _ in range(60):
             (side,) = editor.insert_node("Sin", [side], after=side.producer())
-        zero = editor.add_initializer("zero", np.float32(0.0).reshape(()))
+        zero = editor.add_initializer("zero", np.zeros((), np.float32))
         (nothing,) = editor.insert_node("Mul", [side, zero], after=side.producer())
         readers = [u for u in out.uses() if u.node.op_type != "Sin"]
         (total,) = editor.insert_node("Add", [out, nothing], after=nothing.producer())

@@ -1,0 +1,83 @@
+"""Make graphs run that exporters write within the standard and ONNX Runtime refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.editing import GraphEditor
+from graphopt.transform import Change
+
+
+def expand_attention_masks(editor: GraphEditor) -> list[Change]:
+    """Give every ``Attention`` mask its full query (and key) length.
+
+    Matches:  ai.onnx ``Attention(Q, K, V, mask)`` where mask is [.., 1, Lk] or [.., Lq, 1] by its known shape, and the
+              length in question is not itself 1. ONNX Runtime's CPU kernel fails on both at run time.
+    Rewrites: mask -> Expand(mask, [1, .., Lq, 1]), with Lq and Lk read from Q and K at run time.
+    Leaves:   masks of unknown shape; a short key axis when past keys make the length differ from K's.
+    """
+    changes = []
+    for node in list(editor.model.graph.all_nodes()):
+        if node.op_type != "Attention" or node.domain or len(node.inputs) < 4:
+            continue
+        query, key, mask = node.inputs[0], node.inputs[1], node.inputs[3]
+        if query is None or key is None or mask is None or mask.shape is None or len(mask.shape) < 2:
+            continue
+        past = len(node.inputs) > 4 and node.inputs[4] is not None
+        rows = mask.shape[-2] == 1 and _length(query) != 1
+        columns = mask.shape[-1] == 1 and _length(key) != 1 and not past
+        if not rows and not columns:
+            continue
+        before = _shown(mask.shape)
+        parts = [
+            _run_time_length(editor, node, query) if rows else None,
+            _run_time_length(editor, node, key) if columns else None,
+        ]
+        lead = editor.add_initializer(f"{node.name}/mask_lead", np.ones(len(mask.shape) - 2, np.int64))
+        one = editor.add_initializer(f"{node.name}/mask_one", np.ones(1, np.int64))
+        target = editor.insert_node(
+            "Concat", [lead, *(p if p is not None else one for p in parts)], before=node, attributes={"axis": 0},
+            name=f"{node.name}/mask_shape",
+        )[0]  # fmt: skip
+        target.type, target.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(mask.shape)])
+        expanded = editor.insert_node("Expand", [mask, target], before=node, name=f"{node.name}/mask_expand")[0]
+        dims = list(mask.shape)
+        if rows:
+            dims[-2] = _length(query)
+        if columns:
+            dims[-1] = _length(key)
+        expanded.type, expanded.shape = mask.type, ir.Shape(dims)
+        node.replace_input_with(3, expanded)
+        changes.append(Change(f"repair {node.name}", f"mask {before}", f"mask {_shown(expanded.shape)}"))
+    return changes
+
+
+def _length_axis(value: ir.Value) -> int:
+    return 2 if value.shape is not None and len(value.shape) == 4 else 1
+
+
+def _length(value: ir.Value) -> int | ir.SymbolicDim:
+    if value.shape is None or len(value.shape) not in (3, 4):
+        return ir.SymbolicDim(None)
+    return value.shape[_length_axis(value)]
+
+
+def _run_time_length(editor: GraphEditor, node: ir.Node, value: ir.Value) -> ir.Value:
+    """[L] of a query or key [B, H, L, D] or [B, L, H*D]; the axis counts from the end where the rank is unknown."""
+    if value.shape is not None:
+        start = _length_axis(value)
+        end: int | None = start + 1
+    else:
+        start, end = (-2, -1)
+        if node.attributes.get("q_num_heads") is not None:
+            start, end = 1, 2
+    length = editor.insert_node(
+        "Shape", [value], before=node, attributes={"start": start, "end": end}, name=f"{node.name}/mask_length"
+    )[0]
+    length.type, length.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1])
+    return length
+
+
+def _shown(shape: ir.Shape) -> str:
+    return "[" + ", ".join(str(d if isinstance(d, int) else d.value or "?") for d in shape) + "]"

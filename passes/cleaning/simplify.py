@@ -1,0 +1,56 @@
+"""onnxscript's local evaluation of shapes, casts, sequences and constant branches, kept within its known limits."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx_ir as ir
+from onnxscript.optimizer import fold_constants_ir
+
+from graphopt.model import clone_model, make_names_unique, structure_digest
+
+_log = logging.getLogger(__name__)
+_FOLDER_LOG = logging.getLogger("onnxscript.optimizer._constant_folding")
+
+
+def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
+    """Let onnxscript drop reshapes and expands to the same shape, resolve sequences and inline decided ``If`` nodes.
+
+    Works on a clone and returns it, or ``model`` itself when nothing changed or the library failed. Its numeric folding
+    is off (``fold.py`` does that, with a bound on size); the interface, which it would refine, is put back.
+    """
+    trial = clone_model(model)
+    before = structure_digest(trial)
+    inputs = [(v, v.name, v.type, _copied(v.shape)) for v in trial.graph.inputs]
+    outputs = [(v.name, v.type, _copied(v.shape)) for v in trial.graph.outputs]
+    overridable = [(v, v.const_value) for v in trial.graph.inputs if v.const_value is not None]
+    for value, _ in overridable:
+        value.const_value = None  # the library takes a default for a constant
+    level = _FOLDER_LOG.level
+    _FOLDER_LOG.setLevel(logging.ERROR)
+    try:
+        fold_constants_ir(
+            trial, onnx_shape_inference=True, input_size_limit=0, output_size_limit=0, should_fold=lambda node: False
+        )
+    except Exception as error:  # a library failure costs this step, not the pass
+        _log.info("symbolic simplification skipped: %s", error)
+        return model, 0
+    finally:
+        _FOLDER_LOG.setLevel(level)
+    for value, default in overridable:
+        value.const_value = default
+    for value, name, type_, shape in inputs:
+        value.name, value.type, value.shape = name, type_, shape
+    for value, (name, type_, shape) in zip(trial.graph.outputs, outputs, strict=True):
+        if value.name != name:
+            return model, 0
+        value.type, value.shape = type_, shape
+    make_names_unique(trial)
+    if structure_digest(trial) == before:
+        return model, 0
+    old, new = (len(list(m.graph.all_nodes())) for m in (model, trial))
+    return trial, max(1, old - new)
+
+
+def _copied(shape: ir.Shape | None) -> ir.Shape | None:
+    return shape.copy() if shape is not None else None
