@@ -157,7 +157,8 @@ class GraphEditor:
         """
         if old is new:
             return
-        outputs_of = [g for g in all_graphs(self.model) if any(o is old for o in g.outputs)]
+        holders = all_graphs(self.model) if old.is_graph_output() else []
+        outputs_of = [g for g in holders if any(o is old for o in g.outputs)]
         for use in list(old.uses()):
             use.node.replace_input_with(use.idx, new)
         for graph in outputs_of:

@@ -21,7 +21,7 @@ from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from graphopt.errors import ModelError
 from graphopt.model_checks import DefectError, check_proto
-from graphopt.model_digest import digest, structure_digest, tensor_digest
+from graphopt.model_digest import attribute_bytes, digest, structure_digest, tensor_digest
 from graphopt.model_names import make_names_unique
 from graphopt.model_saving import EXTERNAL_ABOVE, SOURCE_KEY, save_model
 from graphopt.model_tensors import (
@@ -43,6 +43,7 @@ __all__ = [
     "Signature",
     "ValueInfo",
     "all_tensors",
+    "attribute_bytes",
     "clone_model",
     "digest",
     "file_digest",

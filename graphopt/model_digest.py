@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.model_tensors import FileTensor, tensor_chunks, tensor_identity
@@ -130,9 +131,21 @@ def _attribute(attr: ir.Attr, known: dict[int, bytes], content: Content, depth: 
         return _hash(kind, content(attr.as_tensor()))
     if attr.type is ir.AttributeType.TENSORS:
         return _hash(kind, *map(content, attr.as_tensors()))
-    proto = ir.to_proto(attr)
+    return _hash(kind, attribute_bytes(attr))
+
+
+def attribute_bytes(attr: ir.Attr) -> bytes:
+    """The value of an attribute without graphs or tensors, equal for what would be equal once saved."""
+    if attr.type in (ir.AttributeType.INT, ir.AttributeType.INTS):
+        return str([int(i) for i in ([attr.value] if attr.type is ir.AttributeType.INT else attr.value)]).encode()
+    if attr.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
+        items = [attr.value] if attr.type is ir.AttributeType.FLOAT else list(attr.value)
+        return np.asarray(items, "<f4").tobytes()
+    if attr.type is ir.AttributeType.STRING:
+        return attr.value if isinstance(attr.value, bytes) else str(attr.value).encode()
+    proto = ir.serde.serialize_attribute(attr)
     proto.ClearField("doc_string")
-    return _hash(kind, proto.SerializeToString(deterministic=True))
+    return proto.SerializeToString(deterministic=True)
 
 
 def _bodies(graphs: Sequence[ir.Graph], known: dict[int, bytes], content: Content, depth: int) -> bytes:

@@ -184,7 +184,7 @@ class _Assembly:
             self._build(raw)
 
     def trunks(self) -> Iterator[Trunk]:
-        chains = sorted(self._chains(), key=lambda chain: (self.search.place(chain[0].entry), chain[0].join))
+        chains = sorted(self._chains(), key=lambda chain: (self.search.place(chain[0].entry), -chain[-1].join))
         for chain in chains:
             blocks = tuple(self._blocks[raw] for raw in chain)
             yield Trunk(blocks, tuple(self._layers(chain)), self.flow.graph, chain[0].parent is not None)

@@ -1,9 +1,9 @@
 """The search for residual blocks in one graph.
 
 A residual block is what lies between a value and the addition that brings it back: ``join = Add(entry, f(entry))``.
-The join must postdominate the entry, so every path from the entry leads through the join and nothing inside the block
-escapes it; what enters from the side (masks, rotary tables, encoder states) is free. Additions that bring nothing back
-(a bias, two parallel branches) never pass that test; a block without weights (``x + 0.04 * x**3``) is mere arithmetic.
+Every path from the entry leads through the join (which may bring it back once more, further on), so nothing inside the
+block escapes it; what enters from the side (masks, rotary tables, encoder states) is free. Additions that bring nothing
+back (a bias, two parallel branches) never pass that test; without weights (``x + 0.04 * x**3``) it is mere arithmetic.
 Time is near-linear in the number of nodes, however blocks nest.
 """
 
@@ -39,7 +39,7 @@ class RawBlock:
 
     entry: ir.Value
     join: int
-    region: int
+    starts: list[int]  #: readers of the entry that lie inside
     own: list[int] = field(default_factory=list)
     children: list[RawBlock] = field(default_factory=list)
     parent: RawBlock | None = None
@@ -77,7 +77,6 @@ class ResidualSearch:
                         self.users.setdefault(value, []).append(position)
         self.region = self._regions()
         self.tree = self._postdominators()
-        self._meets: dict[tuple[ir.Value, int], int] = {}
         self.blocks = self._collect(self._candidates())
         self._exits = {block.join for block in self.blocks}
         self.upstream = self._upstream_joins()
@@ -132,23 +131,39 @@ class ResidualSearch:
 
     # -- blocks ---------------------------------------------------------------------------------------------------
     def _candidates(self) -> list[RawBlock]:
-        """Every (entry, join) where the join postdominates the entry and reads it, directly or through a sum."""
-        found: dict[ir.Value, RawBlock] = {}
+        """Every (entry, join) where the join reads the entry, directly or through a sum, and all else meets in it."""
+        root_of: dict[int, int] = {}  # additions -> the addition that completes their sum
+        carriers: dict[ir.Value, dict[int, int]] = {}  # entry -> its readers that only carry it to a sum -> that sum
         for position in range(len(self.flow.nodes)):
             if self.region[position] < 0 or not self._is_join(position) or self._is_partial_sum(position):
                 continue
             joins, leaves = self._sum_tree(position)
-            for leaf in leaves:
-                entry: ir.Value | None = leaf
+            root_of.update(dict.fromkeys(joins, position))
+            for join, leaf in leaves:
+                entry, reader = leaf, join
                 for _ in range(_MAX_TRANSPARENT):
                     if entry is None or self.flow.kind(entry) < Kind.DATA:
                         break
-                    join = self._meet(entry, self.region[position])
-                    if join in joins:
-                        found[entry] = RawBlock(entry, join, self.region[position])
-                        break
-                    entry = _look_through(entry)
-        return list(found.values())
+                    carriers.setdefault(entry, {})[reader] = position
+                    entry, reader = _look_through(entry), self.place(entry)
+        return [block for entry, sums in carriers.items() for block in self._blocks_from(entry, sums, root_of)]
+
+    def _blocks_from(self, entry: ir.Value, sums: dict[int, int], root_of: dict[int, int]) -> list[RawBlock]:
+        """The smallest and the largest block that ``entry`` begins: sums that bring it back later are no escape."""
+        region = self.region[next(iter(sums))]
+        readers = self.readers(entry, region)
+        if len(readers) < 2:
+            return []
+        branches = [reader for reader in readers if reader not in sums]
+        meeting = self.tree.meet(branches)
+        found: list[tuple[int, int]] = []
+        carriers = sorted(sums, key=lambda r: (sums[r], r))
+        for used, reader in enumerate(carriers, 1):
+            meeting = self.tree.meet((meeting, reader)) if meeting >= 0 else reader
+            if used + len(branches) > 1 and root_of.get(meeting) == sums[reader]:
+                found.append((meeting, used))
+        ends = dict(found[:1] + found[-1:])
+        return [RawBlock(entry, join, branches + carriers[:used]) for join, used in ends.items()]
 
     def _is_join(self, position: int) -> bool:
         node = self.flow.nodes[position]
@@ -168,18 +183,18 @@ class ResidualSearch:
         inputs = node.inputs if wanted is None else [node.inputs[i] for i in wanted if i < len(node.inputs)]
         return [value for value in inputs if value is not None]
 
-    def _sum_tree(self, root: int) -> tuple[set[int], list[ir.Value]]:
-        """The additions that end in ``root`` through partial sums, and the values they add."""
-        joins, leaves, pending = {root}, [], [root]
-        while pending:
-            for value in self._terms(pending.pop()):
+    def _sum_tree(self, root: int) -> tuple[list[int], list[tuple[int, ir.Value]]]:
+        """The additions that ``root`` completes, itself included, and the values they add, each with its reader."""
+        leaves: list[tuple[int, ir.Value]] = []
+        joins = [root]
+        for join in joins:
+            for value in self._terms(join):
                 producer = value.producer()
                 inner = self.flow.position.get(producer) if producer is not None else None
                 if inner is not None and self._is_join(inner) and self._is_partial_sum(inner):
-                    joins.add(inner)
-                    pending.append(inner)
+                    joins.append(inner)
                 else:
-                    leaves.append(value)
+                    leaves.append((join, value))
         return joins, leaves
 
     def readers(self, value: ir.Value, region: int) -> list[int]:
@@ -188,14 +203,6 @@ class ResidualSearch:
         outputs = producer.outputs if producer is not None and producer.op_type in SUM_OUTPUT else (value,)
         return list(dict.fromkeys(u for out in outputs for u in self.users.get(out, ()) if self.region[u] == region))
 
-    def _meet(self, value: ir.Value, region: int) -> int:
-        """Where all paths from ``value`` meet first; -1 when it has fewer than two readers."""
-        key = (value, region)
-        if key not in self._meets:
-            readers = self.readers(value, region)
-            self._meets[key] = self.tree.meet(readers) if len(readers) > 1 else -1
-        return self._meets[key]
-
     def _collect(self, candidates: list[RawBlock]) -> list[RawBlock]:
         """Fill in the nodes of each block, inner blocks first and then stepped over, so that nodes are visited once."""
         owner: dict[int, RawBlock] = {}
@@ -203,7 +210,7 @@ class ResidualSearch:
         for block in sorted(candidates, key=lambda b: (b.join, -self.place(b.entry))):
             seen: set[int] = set()
             inside: dict[RawBlock, None] = {}
-            pending = self.readers(block.entry, block.region)
+            pending = list(block.starts)
             while pending:
                 position = pending.pop()
                 if position in owner:

@@ -8,6 +8,8 @@ import onnx_ir as ir
 from graphopt.runtime.inputs import Kind, constant_of, input_facts, table_rows
 
 _POSITION_OPS = {"Range", "Shape", "Size", "CumSum"}
+#: ops that fold distances into buckets, as relative biases do: such a table fits any length
+_BUCKET_OPS = {"Log", "Min", "Clip", "Abs", "Mod", "Div"}
 _SMALLEST = 4  #: tables with fewer rows (token types) say nothing about length
 
 
@@ -75,6 +77,8 @@ def _computed_positions(value: ir.Value, memo: dict[int, tuple[bool, bool]]) -> 
                 return memo.setdefault(id(value), (False, False))
             found = found or _stored_positions(current) is not None
             continue
+        if producer.op_type in _BUCKET_OPS:
+            return memo.setdefault(id(value), (False, False))
         if producer.op_type in _POSITION_OPS:
             found = found or producer.op_type in ("Range", "CumSum")
             counted = counted or producer.op_type == "CumSum"

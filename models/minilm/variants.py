@@ -11,11 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphopt.errors import UsageError
+from graphopt.errors import GraphoptError, UsageError
 from graphopt.exporters.huggingface import Attention
 from graphopt.exporters.report import Exporter
 from graphopt.exporters.tasks import Output
+from graphopt.exporters.verify import compare
+from graphopt.runtime import Session
+from models.minilm import SENTENCES
 from models.minilm.build import build
+from models.minilm.metric import batches
 
 FUSED = "ortfused"
 FUSED_FROM = "ts17-eager-hidden"
@@ -75,14 +79,25 @@ def write_variants(folder: Path, names: Iterable[str] = NAMES) -> list[Path]:
 
 
 def fuse(source: Path, target: Path) -> None:
-    """Write ``source`` as ONNX Runtime's transformers optimizer fuses it (com.microsoft Attention, BiasGelu, ...)."""
+    """Write ``source`` as ONNX Runtime's transformers optimizer fuses it (com.microsoft Attention, BiasGelu, ...).
+
+    Raises: GraphoptError when the two files differ by more than 1e-4 of the output's scale.
+    """
     from onnxruntime.transformers import optimizer
 
     model = optimizer.optimize_model(str(source), model_type="bert", num_heads=12, hidden_size=384)
     draft = target.with_name(f".{target.name}.part")
-    model.save_model_to_file(str(draft))
-    draft.replace(target)
-    print(f"{target.name:28} {target.stat().st_size / 1e6:6.1f} MB", flush=True)
+    try:
+        model.save_model_to_file(str(draft))
+        feed = next(iter(batches(SENTENCES.read_text(encoding="utf-8").splitlines()[:8])))[1]
+        expected, found = (list(Session(file).run(feed).values()) for file in (source, draft))
+        error, problem = compare(expected, found, tolerance=1e-4)
+        if problem is not None:
+            raise GraphoptError(f"{target}: the fused file {problem}")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    print(f"{target.name:28} {target.stat().st_size / 1e6:6.1f} MB          agrees with its source within {error:.1e}")
 
 
 if __name__ == "__main__":

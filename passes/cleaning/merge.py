@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.model import attribute_bytes, tensor_chunks
 
 # Same inputs, different results; quantization nodes stay apart because runtimes match them in units of one consumer.
 _NEVER = frozenset(
@@ -92,11 +93,12 @@ def _key(node: ir.Node) -> Key | None:
             return None
         if attr.type is ir.AttributeType.TENSOR and attr.as_tensor().size > _TENSOR_LIMIT:
             return None
-        proto = ir.to_proto(attr)
-        proto.ClearField("doc_string")
         if attr.type is ir.AttributeType.TENSOR:
-            proto.t.ClearField("name")
-        attributes.append(proto.SerializeToString(deterministic=True))
+            tensor = attr.as_tensor()
+            held: object = (tensor.dtype, tuple(tensor.shape.numpy()), b"".join(tensor_chunks(tensor)))
+        else:
+            held = attribute_bytes(attr)
+        attributes.append((name, attr.type, held))
     return (
         node.domain,
         node.op_type,

@@ -34,7 +34,9 @@ class Net:
     def weight(self, *shape: int) -> ir.Value:
         return self.const(self._rng.standard_normal(shape))
 
-    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attrs: object) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attrs: object
+    ) -> ir.Value:
         return self.ops(op_type, *inputs, domain=domain, outputs=outputs, **attrs)[0]
 
     def ops(

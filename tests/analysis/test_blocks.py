@@ -297,6 +297,6 @@ def test_large_graphs_of_every_form(form: str) -> None:
     while stack:
         x = net.op("Relu", net.op("Add", x, stack.pop()))
     structure = find_structure(net.model(x))
-    expected = {"chain": 0, "blocks": count, "nest": count, "long skips": 1}
+    expected = {"chain": 0, "blocks": count, "nest": count, "long skips": 2}
     assert len(structure.blocks) == expected[form]
     assert len(structure.layers) == {"chain": 0, "blocks": count, "nest": 1, "long skips": 1}[form]

@@ -160,3 +160,16 @@ def test_absurd_sizes() -> None:
 
 def test_longest_sequence() -> None:
     assert max_length(encoder(positions=24)) == 24 and max_length(mlp()) is None
+
+
+@pytest.mark.parametrize(("index", "longest"), [("Identity(r)", 10), ("Min(r, top)", None)])
+def test_computed_positions_limit_the_length_unless_they_are_bucketed(index: str, longest: int | None) -> None:
+    model = text_model(
+        HEAD
+        + """g (float[b, s] x) => (float[s, 4] y) <int64 zero = {0}, int64 one = {1}, int64 top = {9}> {
+            n = Shape<start = 1>(x) l = Squeeze(n) r = Range(zero, l, one) i = INDEX y = Gather(T, i) }""".replace(
+            "INDEX", index
+        ),
+        T=TABLE,
+    )
+    assert max_length(model) == longest

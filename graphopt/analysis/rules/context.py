@@ -14,6 +14,8 @@ from graphopt.analysis.atoms import Atom, freeze, product, unify
 from graphopt.analysis.shapes import ShapeTable
 
 MICROSOFT = "com.microsoft"
+#: What exporters put between a Softmax and the product with the values.
+ROW_KEEPING = frozenset({"Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Where"})
 
 
 class Event(enum.StrEnum):
@@ -130,6 +132,16 @@ class NodeAxes:
     def is_weight(self, index: int) -> bool:
         """Whether the input is computed from initializers alone."""
         return self.has(index) and self.value(index) in self.facts.constants
+
+    def averages(self) -> bool:
+        """Whether the first operand holds attention probabilities: a Softmax reaches it through ops that keep rows."""
+        frontier = self.node.inputs[:1]
+        for _ in range(8):
+            makers = [maker for v in frontier if v is not None and (maker := v.producer()) is not None]
+            if any(maker.op_type in ("Softmax", "QLinearSoftmax") for maker in makers):
+                return True
+            frontier = tuple(v for maker in makers if maker.op_type in ROW_KEEPING for v in maker.inputs)
+        return False
 
     # -- relating -------------------------------------------------------------------------------------------------
     def same(self, a: Sequence[Atom], b: Sequence[Atom]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.analysis.atoms import concat, unify
-from graphopt.analysis.rules.context import MICROSOFT, NodeAxes, SizeOperand, rule
+from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, SizeOperand, rule
 
 
 @rule("Gather")
@@ -83,6 +83,7 @@ def reduce(node: NodeAxes) -> None:
     axes = node.axes(0)
     gone = reduced_axes(node, len(axes))
     node.freeze([axes[i] for i in gone], "reduced")
+    node.event(Event.NORMALIZED, [axes[i] for i in gone])
     out = list(node.out())
     if node.attr("keepdims", 1):
         out = [a for i, a in enumerate(out) if i not in gone]

@@ -23,11 +23,10 @@ def contract(
     node.broadcast([a[:-2], b[:-2]], out[:batch])
     if any(weights):
         node.event(Event.WEIGHTED, [a[-1]])
+    elif node.averages():
+        node.event(Event.CONTEXT, b[-1:] if len(b) > 1 else [])
     else:
-        # Attention multiplies activations twice: queries by keys contracts a static axis, probabilities by values
-        # contracts the positions and leaves the values' width free.
-        node.event(Event.SCORES, [a[-1]] if a[-1].static else [])
-        node.event(Event.CONTEXT, [b[-1]] if not a[-1].static and len(b) > 1 and b[-1].static else [])
+        node.event(Event.SCORES, [a[-1]])
 
 
 @rule("MatMul")
@@ -80,8 +79,11 @@ def einsum(node: NodeAxes) -> None:
                 node.freeze(axes[:1], "summed")
             elif any(node.is_weight(i) for i in holders):
                 node.event(Event.WEIGHTED, axes[:1])
-            elif axes[0].static:
+            elif not node.averages():
                 node.event(Event.SCORES, axes[:1])
+    if node.averages() and len(inputs) > 1:
+        free = [letter for letter in inputs[1] if letter in right and letter not in inputs[0]]
+        node.event(Event.CONTEXT, [seen[letter][0] for letter in free if letter in seen])
 
 
 def _bind(node: NodeAxes, spelled: str, axes: Sequence[Atom], seen: dict[str, list[Atom]]) -> None:

@@ -8,15 +8,15 @@ from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(node: NodeAxes) -> None:
-    """Mixed along ``axis`` (before opset 13: from ``axis`` on). Static axes carried through are attention heads."""
+    """Mixed along ``axis`` (before opset 13: from ``axis`` on). Axes before the last two are attention heads."""
     axes = node.axes(0)
     old = (node.node.version or 13) < 13
     axis = node.attr("axis", 1 if old else -1) % len(axes)
     mixed = axes[axis:] if old else [axes[axis]]
     node.same(axes, node.out())
     node.freeze(mixed, "normalised")
-    if len(axes) > 2:
-        node.event(Event.HEADS, [a for a in axes if all(a is not m for m in mixed)])
+    if axis == len(axes) - 1:  # [..., heads, queries, keys]
+        node.event(Event.HEADS, axes[:-2])
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
