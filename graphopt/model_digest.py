@@ -145,7 +145,7 @@ def attribute_bytes(attr: ir.Attr) -> bytes:
         return attr.value if isinstance(attr.value, bytes) else str(attr.value).encode()
     proto = ir.serde.serialize_attribute(attr)
     proto.ClearField("doc_string")
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def _bodies(graphs: Sequence[ir.Graph], known: dict[int, bytes], content: Content, depth: int) -> bytes:

@@ -18,6 +18,7 @@ def expand_attention_masks(editor: GraphEditor) -> list[Change]:
     Leaves:   masks of unknown shape; a short key axis when past keys make the length differ from K's.
     """
     changes = []
+    made: dict[tuple[object, ...], ir.Value] = {}
     for node in list(editor.model.graph.all_nodes()):
         if node.op_type != "Attention" or node.domain or len(node.inputs) < 4:
             continue
@@ -25,32 +26,44 @@ def expand_attention_masks(editor: GraphEditor) -> list[Change]:
         if query is None or key is None or mask is None or mask.shape is None or len(mask.shape) < 2:
             continue
         past = len(node.inputs) > 4 and node.inputs[4] is not None
-        rows = mask.shape[-2] == 1 and _length(query) != 1
-        columns = mask.shape[-1] == 1 and _length(key) != 1 and not past
-        if not rows and not columns:
+        rows = query if mask.shape[-2] == 1 and _length(query) != 1 else None
+        columns = key if mask.shape[-1] == 1 and _length(key) != 1 and not past else None
+        if rows is None and columns is None:
             continue
-        before = _shown(mask.shape)
-        parts = [
-            _run_time_length(editor, node, query) if rows else None,
-            _run_time_length(editor, node, key) if columns else None,
-        ]
-        lead = editor.add_initializer(f"{node.name}/mask_lead", np.ones(len(mask.shape) - 2, np.int64))
-        one = editor.add_initializer(f"{node.name}/mask_one", np.ones(1, np.int64))
-        target = editor.insert_node(
-            "Concat", [lead, *(p if p is not None else one for p in parts)], before=node, attributes={"axis": 0},
-            name=f"{node.name}/mask_shape",
-        )[0]  # fmt: skip
-        target.type, target.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(mask.shape)])
-        expanded = editor.insert_node("Expand", [mask, target], before=node, name=f"{node.name}/mask_expand")[0]
-        dims = list(mask.shape)
-        if rows:
-            dims[-2] = _length(query)
-        if columns:
-            dims[-1] = _length(key)
-        expanded.type, expanded.shape = mask.type, ir.Shape(dims)
-        node.replace_input_with(3, expanded)
-        changes.append(Change(f"repair {node.name}", f"mask {before}", f"mask {_shown(expanded.shape)}"))
+        # Layers share one mask, and mostly one length by name: one expanded mask serves them all.
+        names = tuple(_known_name(value) for value in (rows, columns) if value is not None)
+        same = (id(node.graph), id(mask), rows is None, columns is None, *names)
+        if None in names or same not in made:
+            made[same] = _expanded(editor, node, mask, rows, columns)
+        node.replace_input_with(3, made[same])
+        changes.append(Change(f"repair {node.name}", f"mask {_shown(mask.shape)}", f"mask {_shown(made[same].shape)}"))
     return changes
+
+
+def _expanded(
+    editor: GraphEditor, node: ir.Node, mask: ir.Value, rows: ir.Value | None, columns: ir.Value | None
+) -> ir.Value:
+    assert mask.shape is not None
+    lead = editor.add_initializer(f"{node.name}/mask_lead", np.ones(len(mask.shape) - 2, np.int64))
+    one = editor.add_initializer(f"{node.name}/mask_one", np.ones(1, np.int64))
+    lengths = [_run_time_length(editor, node, v) if v is not None else one for v in (rows, columns)]
+    target = editor.insert_node(
+        "Concat", [lead, *lengths], before=node, attributes={"axis": 0}, name=f"{node.name}/mask_shape"
+    )[0]
+    target.type, target.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(mask.shape)])
+    expanded = editor.insert_node("Expand", [mask, target], before=node, name=f"{node.name}/mask_expand")[0]
+    dims = list(mask.shape)
+    if rows is not None:
+        dims[-2] = _length(rows)
+    if columns is not None:
+        dims[-1] = _length(columns)
+    expanded.type, expanded.shape = mask.type, ir.Shape(dims)
+    return expanded
+
+
+def _known_name(value: ir.Value) -> int | str | None:
+    dim = _length(value)
+    return dim if isinstance(dim, int) else dim.value
 
 
 def _length_axis(value: ir.Value) -> int:
@@ -79,5 +92,7 @@ def _run_time_length(editor: GraphEditor, node: ir.Node, value: ir.Value) -> ir.
     return length
 
 
-def _shown(shape: ir.Shape) -> str:
+def _shown(shape: ir.Shape | None) -> str:
+    if shape is None:
+        return "?"
     return "[" + ", ".join(str(d if isinstance(d, int) else d.value or "?") for d in shape) + "]"
