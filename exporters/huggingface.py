@@ -19,7 +19,7 @@ from .verify import reason
 if TYPE_CHECKING:
     import torch
 
-Attention = Literal["eager", "sdpa"]
+Attention = Literal["auto", "eager", "sdpa"]
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -29,7 +29,7 @@ def export_hf(
     *,
     opset: int | None = None,
     exporter: ExporterChoice = "auto",
-    attention: Attention = "sdpa",
+    attention: Attention = "auto",
     output: Output = "auto",
     tolerance: float | None = None,
 ) -> ExportReport:
@@ -38,6 +38,9 @@ def export_hf(
     ``output`` is "logits" (what the architecture's head returns), "hidden" (``last_hidden_state [B, S, D]``, without
     the head), "pooled" (``sentence_embedding [B, D]``: mean over unmasked tokens, unit length) or "auto": logits where
     the architecture named in config.json has a head, hidden states otherwise.
+
+    ``attention`` is how attention is written: "eager" as matrix products and a softmax, "sdpa" through torch's fused
+    function, "auto" as transformers prefers for the architecture.
 
     Inputs by kind of model, int64 unless said otherwise, B, S and T dynamic:
       encoders and decoders   ``input_ids [B, S]``, ``attention_mask [B, S]``, ``token_type_ids [B, S]`` where used
@@ -63,12 +66,12 @@ def export_hf(
     )
 
 
-def load_hf(folder: str | os.PathLike[str], *, attention: Attention = "sdpa", output: Output = "auto") -> ExportSpec:
+def load_hf(folder: str | os.PathLike[str], *, attention: Attention = "auto", output: Output = "auto") -> ExportSpec:
     """Load the folder's model, in float32 and evaluation mode, as a module with plain tensor inputs and outputs."""
     require_torch()
     require("transformers", "a model folder")
-    if attention not in ("eager", "sdpa"):
-        raise UsageError(f"unknown attention {attention!r}; use eager or sdpa")
+    if attention not in ("auto", "eager", "sdpa"):
+        raise UsageError(f"unknown attention {attention!r}; use auto, eager or sdpa")
     root = Path(folder)
     config = _read_config(root)
     with _offline():
@@ -110,9 +113,10 @@ def _load_model(folder: Path, class_name: str, attention: Attention, *, headless
         "use_safetensors": True,
         "trust_remote_code": False,
         "dtype": torch.float32,
-        "attn_implementation": attention,
         "output_loading_info": True,
     }
+    if attention != "auto":
+        options["attn_implementation"] = attention
     loader = getattr(transformers, class_name)
     try:
         if headless:  # a pooler would be dead weight, and checkpoints with a head do not have one
@@ -123,6 +127,8 @@ def _load_model(folder: Path, class_name: str, attention: Attention, *, headless
         else:
             model, info = loader.from_pretrained(folder, **options)
     except Exception as error:
+        if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+            raise UsageError(f"{folder}: this architecture has no sdpa attention; use eager") from error
         raise ModelError(f"cannot load {folder} as {class_name}: {reason(error)}") from error
     missing = sorted(name for name in info["missing_keys"] if not (headless and name.startswith("pooler.")))
     if missing:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model, model_bytes, structure_digest
+from graphopt.model import clone_model, model_bytes
 from graphopt.passes.cleaning.dead import drop_dead_code, drop_unused_opsets
 from graphopt.passes.cleaning.fold import fold_constants
 from graphopt.passes.cleaning.known_shapes import fold_known_dims
@@ -54,13 +54,12 @@ class Cleanup(Pass[CleanupConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Clean a clone; the plan carries it."""
-        model = clone_model(view.model)
-        before = structure_digest(model)
-        cleaning = _Cleaning(model, self.config)
+        cleaning = _Cleaning(clone_model(view.model), self.config)
         cleaning.run()
-        if structure_digest(cleaning.model) == before:
+        changes = tuple(cleaning.changes())
+        if not changes:
             return Plan(notes=("nothing to clean",))
-        return Plan(tuple(cleaning.changes()), notes=tuple(cleaning.notes), payload=cleaning.model)
+        return Plan(changes, notes=tuple(cleaning.notes), payload=cleaning.model)
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Adopt the cleaned clone."""
@@ -77,19 +76,22 @@ class _Cleaning:
         self.repairs: list[Change] = []
         self.effects: dict[str, _Effect] = {}
         self.notes: list[str] = []
+        self.sites = 0
+        self.measured = (0, 0, 0)
 
     def run(self) -> None:
         editor = GraphEditor(self.model)
         self.repairs = expand_attention_masks(editor)
+        self.measured = _measure(self.model)
         self._step("inline", lambda: inline_functions(self.model))
         for _ in range(_MAX_ROUNDS):
-            before = structure_digest(self.model)
-            self._round()
-            if structure_digest(self.model) == before:
+            if not self._round():
                 return
         self.notes.append(f"stopped after {_MAX_ROUNDS} rounds; a second run may clean further")
 
-    def _round(self) -> None:
+    def _round(self) -> int:
+        """Every step once; returns how many sites changed."""
+        before = self.sites
         self._step("lift constants", lambda: lift_constants(self.model))
         self._step("drop no-ops", lambda: drop_noops(GraphEditor(self.model)))
         if self.config.fold:
@@ -101,17 +103,19 @@ class _Cleaning:
         if self.config.share:
             self._step("share equal weights", lambda: share_equal_initializers(GraphEditor(self.model)))
         self._step("drop unused opsets", lambda: drop_unused_opsets(self.model))
+        return self.sites - before
 
     def _simplify(self) -> int:
         self.model, count = simplify_symbolically(self.model)
         return count
 
     def _step(self, name: str, run: Callable[[], int]) -> None:
-        nodes, weights, size = _measure(self.model)
+        nodes, weights, size = self.measured
         count = run()
         if not count:
             return
-        nodes_after, weights_after, size_after = _measure(self.model)
+        self.sites += count
+        nodes_after, weights_after, size_after = self.measured = _measure(self.model)
         effect = self.effects.setdefault(name, _Effect(nodes, weights))
         effect.count += count
         effect.nodes += nodes_after - nodes

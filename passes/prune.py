@@ -19,6 +19,7 @@ from graphopt.slicing import slice_units
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 PROBED = (0.25, 0.6)  #: shares of a group's units removed alone, to measure what that does to the outputs
+PROBE_SAMPLES = 48  #: selection samples those probes run on: enough to rank groups
 BISECTIONS = 5  #: steps of ``ratio=auto``: resolution 1/32 of the prunable parameters
 
 
@@ -163,7 +164,8 @@ class _Search:
             for group, curve in zip(self.groups, curves, strict=True):
                 counts = sorted({max(1, int(share * group.size)) for share in PROBED if share * group.size >= 1})
                 trials = [self._probe(group, curve.order[:n]) for n in counts]
-                rates = [d / max(curve.damage[n], 1e-12) for d, n in zip(self.ctx.divergences(trials), counts, strict=True)]
+                measured = self.ctx.divergences(trials, limit=PROBE_SAMPLES)
+                rates = [d / max(curve.damage[n], 1e-12) for d, n in zip(measured, counts, strict=True)]
                 factor = np.interp(np.arange(len(curve.damage)), counts, rates)
                 scaled.append(Curve(curve.order, np.maximum.accumulate(curve.damage * np.maximum(factor, 0))))
                 bar.advance()

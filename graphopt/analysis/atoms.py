@@ -72,6 +72,8 @@ def concat(parts: Sequence[Atom]) -> Atom:
     real = [p for p in parts if any(p.size)]
     if len(real) == 1:
         return real[0]
+    if not real:
+        return parts[0]
     return Atom(tuple(map(sum, zip(*(p.size for p in real), strict=True))), "sum", tuple(real))
 
 
@@ -272,11 +274,12 @@ def _link(child: Atom, parent: Atom) -> None:
 
 
 def _clash(atoms: Iterable[Atom]) -> None:
-    """No common refinement: everything involved is frozen."""
+    """No common refinement: everything involved is frozen, down to the leaves, since one side is about to be forgotten."""
     involved = [find(a) for a in atoms]
     shown = " with ".join(repr(a) for a in involved[:2])
     for atom in involved:
-        freeze(atom, f"axis structures do not refine each other: {shown}")
+        for part in (atom, *leaves(atom)):
+            freeze(part, f"axis structures do not refine each other: {shown}")
 
 
 # -- reading an expression after the analysis ---------------------------------------------------------------------

@@ -140,13 +140,15 @@ class ResidualSearch:
             joins, leaves = self._sum_tree(position)
             root_of.update(dict.fromkeys(joins, position))
             for join, leaf in leaves:
-                entry, reader = leaf, join
+                entry: ir.Value | None = leaf
+                reader = join
                 for _ in range(_MAX_TRANSPARENT):
                     if entry is None or self.flow.kind(entry) < Kind.DATA:
                         break
                     carriers.setdefault(entry, {})[reader] = position
-                    entry, reader = _look_through(entry), self.place(entry)
-        return [block for entry, sums in carriers.items() for block in self._blocks_from(entry, sums, root_of)]
+                    reader = self.place(entry)
+                    entry = _look_through(entry)
+        return [block for value, sums in carriers.items() for block in self._blocks_from(value, sums, root_of)]
 
     def _blocks_from(self, entry: ir.Value, sums: dict[int, int], root_of: dict[int, int]) -> list[RawBlock]:
         """The smallest and the largest block that ``entry`` begins: sums that bring it back later are no escape."""

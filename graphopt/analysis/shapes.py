@@ -42,7 +42,7 @@ class ShapeTable:
         return tuple(ns[0] if len(set(ns)) == 1 else None for ns in zip(*self.sizes(value), strict=True))
 
     def contents(self, value: ir.Value | str) -> list[np.ndarray | None]:
-        """Contents of a small integer tensor at each assignment; None where it is large or not an integer."""
+        """Contents of a small integer tensor at each assignment; None where it is large, no integer, or read from inputs."""
         found = self._contents.get(_name(value))
         return list(found) if found is not None else [None] * len(self.assignments)
 
@@ -74,6 +74,7 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
         for out in node.outputs
         if out.name and (out.uses() or out.is_graph_output()) and not isinstance(out.type, ir.SequenceType | ir.OptionalType)
     ]
+    fed = _computed_from_inputs(model)
     session = Session(model, provider=provider, optimize=False, outputs=names)
     sizes: dict[str, list[tuple[int, ...]]] = {}
     contents: dict[str, list[np.ndarray]] = {}
@@ -83,18 +84,30 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
             if not isinstance(array, np.ndarray):
                 continue  # sequences and maps have no axes
             sizes.setdefault(name, []).append(array.shape)
-            if array.dtype.kind in "iu" and array.size <= SMALL:
+            if array.dtype.kind in "iu" and array.size <= SMALL and name not in fed:
                 contents.setdefault(name, []).append(array)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
             raise ModelError(f"initializer {name!r} has no data")
         sizes[name] = [tuple(int(n) for n in tensor.shape)] * len(chosen)
-        if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+        if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and name not in fed:
             contents[name] = [tensor.numpy()] * len(chosen)
     complete = {n: tuple(s) for n, s in sizes.items() if len(s) == len(chosen) and len({len(x) for x in s}) == 1}
     kept = {n: tuple(c) for n, c in contents.items() if len(c) == len(chosen)}
     return ShapeTable(chosen, complete, kept)
+
+
+def _computed_from_inputs(model: ir.Model) -> set[str]:
+    """Values that another feed of the same sizes could change: two runs that agree on them prove nothing."""
+    found = {v.name for v in model.graph.inputs if v.name}
+    for node in model.graph:
+        if node.op_type in ("Shape", "Size") and not node.domain:
+            continue
+        nested = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        if nested or any(v is not None and v.name in found for v in node.inputs):
+            found.update(v.name for v in node.outputs if v.name)
+    return found
 
 
 def _enough(primes: Sequence[int], count: int) -> list[int]:

@@ -13,10 +13,15 @@ EXAMPLE = "Example: graphopt bench model.onnx small.onnx --threads 1"
 
 
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files; ratios refer to the first.", show_default=False)],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", help="ONNX files; ratios refer to the first.", show_default=False),
+    ],
     data: options.Data = None,
     tokenizer: options.Tokenizer = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Interleaved rounds per input.")] = 30,
+    rounds: Annotated[
+        int, options.option("--rounds", metavar="N", help="Interleaved rounds per input (30).", min=1)
+    ] = 30,
     provider: options.Provider = None,
     threads: options.Threads = None,
     seed: options.Seed = None,

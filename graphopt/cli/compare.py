@@ -13,18 +13,18 @@ EXAMPLE = "Example: graphopt compare model.onnx small.onnx --data inputs.npz --m
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="The reference.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="The model to judge.", show_default=False)],
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="The reference.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="The model to judge.", show_default=False)],
     data: options.Data = None,
     tokenizer: options.Tokenizer = None,
     limit: options.Limit = None,
     min_cosine: Annotated[
-        float | None, typer.Option("--min-cosine", help="Least mean cosine per output.", show_default="0.999")
+        float | None, options.option("--min-cosine", metavar="X", help="Least mean cosine per output (0.999).")
     ] = None,
     max_error: Annotated[
-        float | None, typer.Option("--max-error", help="Largest error over the output's scale.", show_default="0.01")
+        float | None, options.option("--max-error", metavar="X", help="Largest error over an output's scale (0.01).")
     ] = None,
-    no_latency: Annotated[bool, typer.Option("--no-latency", help="Compare outputs only.")] = False,
+    no_latency: Annotated[bool, options.flag("--no-latency", help="Compare outputs only.")] = False,
     provider: options.Provider = None,
     threads: options.Threads = None,
     seed: options.Seed = None,

@@ -44,17 +44,17 @@ class Outputs(enum.StrEnum):
     LOGITS = "logits"
 
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)]
+Output = Annotated[Path, options.option("--output", "-o", metavar="FILE", help="File to write.")]
 ExporterOption = Annotated[Exporter, typer.Option("--exporter", help="auto: dynamo, then TorchScript.")]
-Opset = Annotated[int | None, typer.Option("--opset", help="ONNX opset.", show_default="18, TorchScript 17")]
-Tolerance = Annotated[
-    float | None, typer.Option("--tolerance", help="Largest error over an output's scale.", show_default="1e-4")
-]
+Opset = Annotated[int | None, options.option("--opset", metavar="N", help="Default: 18, TorchScript 17.")]
+Tolerance = Annotated[float | None, options.option("--tolerance", metavar="X", help="Of an output's scale (1e-4).")]
 
 
 @app.command("torch", epilog="Example: graphopt export torch mypackage.net:factory -o net.onnx")
 def torch(
-    target: Annotated[str, typer.Argument(help="module:factory or file.py:factory.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="module:factory or file.py:factory.", show_default=False)
+    ],
     output: Output,
     exporter: ExporterOption = Exporter.AUTO,
     opset: Opset = None,
@@ -70,7 +70,9 @@ def torch(
 
 @app.command("hf", epilog="Example: graphopt export hf ./bert-base -o bert.onnx")
 def hf(
-    folder: Annotated[Path, typer.Argument(help="Local model folder with config.json.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Local model folder with config.json.", show_default=False)
+    ],
     output: Output,
     exporter: ExporterOption = Exporter.AUTO,
     opset: Opset = None,

@@ -25,9 +25,13 @@ def guarded(arguments: list[str]) -> int:
         from graphopt.cli.app import app
 
         code = app(args=arguments, prog_name="graphopt", standalone_mode=False)
+        if code == INTERRUPTED:
+            return report(KeyboardInterrupt(), arguments)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
+        if isinstance(stop.__context__, OSError):  # the argument parser exits on a closed pipe without a word
+            return report(stop.__context__, arguments)
         return stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:
         return report(error, arguments)

@@ -15,36 +15,36 @@ EXAMPLE = "Example: graphopt optimize model.onnx --passes 'prune(ratio=0.25),fus
 def optimize(
     model: options.Model,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write.", show_default="MODEL's stem + .opt.onnx")
+        Path | None, options.option("--output", "-o", metavar="FILE", help="Default: MODEL's stem + .opt.onnx.")
     ] = None,
     passes: Annotated[
-        str | None, typer.Option("--passes", "-p", help="e.g. 'prune(ratio=0.3),fuse,int8'.", show_default="fuse")
+        str | None, options.option("--passes", "-p", metavar="LIST", help="'prune(ratio=0.3),int8'; default fuse.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="Preset, YAML/JSON file, report, or model.", show_default=False)
+        str | None, options.option("--recipe", "-r", metavar="NAME", help="Preset, YAML, JSON, report or model.")
     ] = None,
     data: options.Data = None,
     tokenizer: options.Tokenizer = None,
     limit: options.Limit = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="module:function of a score.", show_default=False)
+        str | None, options.option("--metric", metavar="SPEC", help="module:function, higher is better.")
     ] = None,
     min_cosine: Annotated[
-        float | None, typer.Option("--min-cosine", help="Least mean cosine per output.", show_default="0.95")
+        float | None, options.option("--min-cosine", metavar="X", help="Least mean cosine per output (0.95).")
     ] = None,
     max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Most the metric may fall.", show_default="1 % of it")
+        float | None, options.option("--max-drop", metavar="X", help="Most the metric may fall (1 % of it).")
     ] = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
-    no_validate: Annotated[bool, typer.Option("--no-validate", help="Do not run the models.")] = False,
-    no_cleanup: Annotated[bool, typer.Option("--no-cleanup", help="Do not run cleanup first.")] = False,
-    keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the safe part even on failure.")] = False,
-    keep_slower: Annotated[bool, typer.Option("--keep-slower", help="Keep passes that slow the model.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
+    no_validate: Annotated[bool, options.flag("--no-validate", help="Do not run the models.")] = False,
+    no_cleanup: Annotated[bool, options.flag("--no-cleanup", help="Do not run cleanup first.")] = False,
+    keep_best: Annotated[bool, options.flag("--keep-best", help="Write the safe part even on failure.")] = False,
+    keep_slower: Annotated[bool, options.flag("--keep-slower", help="Keep passes that slow the model.")] = False,
+    dry_run: Annotated[bool, options.flag("--dry-run", help="Show the plan, write nothing.")] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Also write the result as JSON.", show_default=False)
+        Path | None, options.option("--report", metavar="FILE", help="Also write the result as JSON.")
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -53,7 +53,7 @@ def optimize(
 ) -> None:
     """Run passes over MODEL, each checked against the original, and write the result.
 
-    Exit codes: 0 ok, 1 guard or target failed, 2 usage, 3 bad model, 4 missing provider or package.
+    Exit codes: 0 ok, 1 guard or target failed, 2 usage, 3 bad model, 4 something is not installed.
     """
     from graphopt.cli.console import TerminalTalk, print_json, stdout
     from graphopt.pipeline import optimize as pipeline

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help="Inputs: .npz, folder, file.py:function, or text with --tokenizer.", show_default=False
-    ),
-]
-Tokenizer = Annotated[
-    Path | None, typer.Option("--tokenizer", help="tokenizer.json for text data.", show_default=False)
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Most samples to read.", show_default=False)]
-Provider = Annotated[str | None, typer.Option("--provider", help="cpu, cuda, tensorrt, ...", show_default="cpu")]
-Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="ONNX Runtime threads.", show_default="all cores")
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of synthetic inputs and splits.", show_default="0")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk on stderr.")]
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more.", show_default=False)]
-Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks on failure.")]
+
+def option(*names: str, metavar: str, help: str, **more: Any) -> Any:
+    """An option whose default is told in its help text: one line each, so that a command's help fits a screen."""
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False, **more)
+
+
+def flag(*names: str, help: str) -> Any:
+    """A switch, without a type in its help."""
+    return typer.Option(*names, metavar="", help=help, show_default=False)
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
+Data = Annotated[str | None, option("--data", metavar="SPEC", help=".npz, folder, file.py:function, text.")]
+Tokenizer = Annotated[Path | None, option("--tokenizer", metavar="FILE", help="tokenizer.json, for text data.")]
+Limit = Annotated[int | None, option("--limit", metavar="N", help="Most samples to read.", min=1)]
+Provider = Annotated[str | None, option("--provider", metavar="NAME", help="cpu (default), cuda, tensorrt, ...")]
+Threads = Annotated[int | None, option("--threads", metavar="N", help="Threads (default: all cores).", min=1)]
+Seed = Annotated[int | None, option("--seed", metavar="N", help="Of synthetic inputs and splits (0).", min=0)]
+Json = Annotated[bool, flag("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", help="No talk on stderr.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more.", show_default=False, metavar="")]
+Debug = Annotated[bool, flag("--debug", help="Tracebacks on failure.")]

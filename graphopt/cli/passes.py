@@ -13,7 +13,9 @@ SCHEMA_EXAMPLE = "Example: graphopt schema > recipe.schema.json"
 
 
 def passes(
-    name: Annotated[str | None, typer.Argument(help="Describe this pass only.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Describe this pass only.", show_default=False)
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:

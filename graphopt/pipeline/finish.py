@@ -8,11 +8,11 @@ from graphopt.errors import GraphoptError
 from graphopt.model import clone_model, digest, open_model, save_model
 from graphopt.pipeline.facts import environment, model_facts
 from graphopt.pipeline.output import publish, staged
+from graphopt.pipeline.plan import Setup
 from graphopt.pipeline.provenance import sign
 from graphopt.pipeline.recipe import Recipe, Targets
 from graphopt.pipeline.result import DataSource, Result
 from graphopt.pipeline.runs import ModelRuns
-from graphopt.pipeline.setup import Setup
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.transaction import State
 from graphopt.runtime.memory import peak_memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,13 @@ Feed = dict[str, np.ndarray]
 SYNTHETIC_SAMPLES = 64
 #: Most samples read of a split when the reader sets no limit; calibration is for the pass to limit.
 READ_LIMITS: Mapping[str, int | None] = {"calibration": None, "selection": 256, "guard": 512}
+
+
+class _Willing:
+    """Stands in for a session that runs everything."""
+
+    def run(self, feed: Any) -> Feed:
+        return {}
 
 
 class Inputs:
@@ -48,6 +56,12 @@ class Inputs:
     def probes(self) -> dict[str, Feed]:
         """Small synthetic feeds by label, at shapes where rewrites tend to break: batch 1, length 1, ragged masks."""
         return probe_feeds(self._model, seed=self._seed, session=self._session() if self._session else None)
+
+    @cached_property
+    def unrunnable(self) -> list[str]:
+        """Labels of the probes that the model itself cannot run."""
+        everything = probe_feeds(self._model, seed=self._seed, session=cast(Session, _Willing()))
+        return [label for label in everything if label not in self.probes]
 
     @cached_property
     def splits(self) -> Splits:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError, ModelError
 from graphopt.model import signature
-from graphopt.pipeline.attempt import RejectedError, attempt
 from graphopt.pipeline.context import PipelineContext
-from graphopt.pipeline.facts import model_facts, parameter_count, stored_files
+from graphopt.pipeline.facts import model_facts, stored_files
 from graphopt.pipeline.guard import Guard
 from graphopt.pipeline.inputs import Inputs
+from graphopt.pipeline.plan import CLEANUP, BuiltStep, Setup
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.registry import AnyPass, Registry
-from graphopt.pipeline.result import ModelFacts, PassResult, Site, Status
+from graphopt.pipeline.repair import repair, why_not, widen
 from graphopt.pipeline.runs import ModelRuns, RunOptions
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.tasks import Metric, load_metric
@@ -26,33 +23,6 @@ from graphopt.pipeline.transaction import Bench, State
 from graphopt.runtime.dataset import Dataset
 from graphopt.runtime.provider import default_target, resolve_provider
 from graphopt.transform import Fidelity
-
-CLEANUP = "cleanup"
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltStep:
-    """One step of the recipe, with its pass unless it is left out."""
-
-    name: str
-    params: dict[str, Any]
-    transform: AnyPass | None
-    skip: str | None = None
-    implicit: bool = False
-
-
-@dataclass
-class Setup:
-    """Everything the loop needs."""
-
-    state: State
-    bench: Bench
-    input: ModelFacts
-    target: str
-    inputs: Inputs
-    digest: str  #: of the input file's model
-    done: list[PassResult] = field(default_factory=list)  #: steps already taken to get a reference that runs
-    notes: list[str] = field(default_factory=list)
 
 
 def build_steps(recipe: Recipe, registry: Registry, talk: Talk) -> list[BuiltStep]:
@@ -147,69 +117,16 @@ def set_up(
         setup.notes.append(inputs.dataset.note) if not inputs.synthetic else None
     if not validate:
         return setup
-    reason = _why_not(bench.original)
+    reason = why_not(bench.original)
     if reason:
-        _repair(setup, assemble, steps, reason, label, talk)
+        repair(setup, assemble, steps, reason, label, talk)
+    elif inputs.unrunnable:
+        widen(setup, assemble, steps, talk)
     _read_data(setup)
     if wanted is not None:
         talk.step("scoring the original")
         setup.bench.guard.reference_score()
     return setup
-
-
-def _why_not(runs: ModelRuns) -> str:
-    """Empty when the model loads and runs."""
-    try:
-        for name in runs.inputs.probes:
-            runs.probe(name)
-    except GraphoptError as error:
-        if error.exit_code == 4:
-            raise
-        return str(error)
-    return ""
-
-
-def _repair(setup: Setup, assemble: Any, steps: list[BuiltStep], reason: str, label: str, talk: Talk) -> None:
-    """Let ``cleanup`` turn a model that does not run into one that does; that one becomes the reference.
-
-    Raises ModelError when there is no cleanup in front, or it does not help.
-    """
-    hint = f"{label}: ONNX Runtime cannot run this model here ({reason}); --no-validate optimises it without running it"
-    first = steps[0] if steps else None
-    if first is None or first.transform is None or first.name != CLEANUP:
-        raise ModelError(hint)
-    talk.step("the model does not run as it is; trying to repair it")
-    model = setup.state.model
-    try:
-        edited = attempt(first.transform, model, setup.digest, setup.bench.interface, setup.bench.context)
-    except RejectedError as rejected:
-        raise ModelError(f"{hint}; cleanup could not repair it ({rejected.reason})") from rejected
-    bench, inputs = assemble(edited.model)
-    if edited.plan.empty or _why_not(bench.original):
-        raise ModelError(hint)
-    bench.interface = setup.bench.interface
-    setup.bench, setup.inputs = bench, inputs
-    setup.state = State(edited.model, edited.digest, bench.original)
-    setup.notes.append(
-        f"the input does not run in ONNX Runtime ({reason}); cleanup repaired it, and the repaired model is the "
-        "reference for all figures"
-    )
-    setup.done.append(
-        PassResult(
-            name=first.name,
-            status=Status.APPLIED,
-            fidelity_class=str(first.transform.fidelity),
-            implicit=first.implicit,
-            params=first.transform.config.model_dump(mode="json", exclude_defaults=True),
-            resolved=first.transform.config.model_dump(mode="json"),
-            changes=[Site(site=c.site, before=c.before, after=c.after, saves=c.saves) for c in edited.plan.changes],
-            notes=[*edited.plan.notes, "repaired: the model now runs"],
-            bytes_before=setup.input.weight_bytes,
-            bytes_after=model_facts(edited.model).weight_bytes,
-            parameters_before=setup.input.parameters,
-            parameters_after=parameter_count(edited.model),
-        )
-    )
 
 
 def _read_data(setup: Setup) -> None:

@@ -11,8 +11,8 @@ from graphopt.pipeline.runs import ModelRuns
 from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
 
 SLOWER = 1.05  #: a step counts as slower beyond this ratio, in two measurements
-_ROUNDS, _BUDGET = 15, 6.0  #: rounds, and seconds for one table, when a pass or a step is judged
-_FINAL_ROUNDS, _FINAL_BUDGET = 30, 15.0  #: for the table in the report
+_ROUNDS, _BUDGET = 9, 2.5  #: rounds, and seconds for one table, when a pass or a step is judged
+_FINAL_ROUNDS, _FINAL_BUDGET = 20, 6.0  #: for the table in the report
 
 
 class Stopwatch:

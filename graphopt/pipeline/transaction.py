@@ -176,16 +176,18 @@ def _strength(transform: AnyPass, refused: RejectedError) -> float | None:
 
 
 def _time(transform: AnyPass, state: State, bench: Bench, accepted: Accepted, result: PassResult) -> None:
-    """Measure, and raise RejectedError for a pass that made the model slower and no smaller."""
-    if not bench.validate:
+    """Measure, and raise RejectedError for a pass that made the model slower and no smaller.
+
+    Cleanup is what the other passes stand on: its speed is not its purpose, and is not judged.
+    """
+    if not bench.validate or transform.order is Order.CLEANUP:
         return
     result.latency_ratio, result.step_ratio = bench.stopwatch.step(bench.original, state.runs, accepted.runs)
     slower = result.step_ratio > SLOWER
     smaller = result.bytes_after < result.bytes_before
     if not slower:
         return
-    # Cleanup is what the other passes stand on: its speed is not its purpose.
-    if smaller or bench.keep_slower or transform.order is Order.CLEANUP:
+    if smaller or bench.keep_slower:
         result.notes.append(f"{result.step_ratio:.2f} x the latency of the model before it")
         return
     raise RejectedError(

@@ -10,6 +10,13 @@ from onnxscript.optimizer import fold_constants_ir
 from graphopt.model import clone_model, make_names_unique, structure_digest
 
 _log = logging.getLogger(__name__)
+# Where the library's own rules, numeric folding aside, can achieve what other steps do not.
+_HANDLED = frozenset(
+    {
+        "Abs", "CastLike", "Concat", "ConcatFromSequence", "Dropout", "Expand", "If", "Reshape", "SequenceAt",
+        "SequenceConstruct", "Shape", "Size", "SplitToSequence",
+    }
+)  # fmt: skip
 _FOLDER_LOG = logging.getLogger("onnxscript.optimizer._constant_folding")
 
 
@@ -19,6 +26,8 @@ def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
     Works on a clone and returns it, or ``model`` itself when nothing changed or the library failed. Its numeric folding
     is off (``fold.py`` does that, with a bound on size); the interface, which it would refine, is put back.
     """
+    if not any(node.op_type in _HANDLED and not node.domain for node in model.graph.all_nodes()):
+        return model, 0
     trial = clone_model(model)
     before = structure_digest(trial)
     inputs = [(v, v.name, v.type, _copied(v.shape)) for v in trial.graph.inputs]

@@ -24,9 +24,10 @@ class Net:
         return self.inputs[-1]
 
     def const(self, array: object, dtype: type = np.float32) -> ir.Value:
-        tensor = ir.tensor(np.asarray(array, dtype=dtype), name=f"c{len(self.weights)}")
+        data: np.ndarray = np.asarray(array, dtype=dtype)
+        tensor = ir.tensor(data, name=f"c{len(self.weights)}")
         value = ir.Value(
-            name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+            name=tensor.name, const_value=tensor, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype)
         )
         self.weights.append(value)
         return value
@@ -113,6 +114,7 @@ def encoder(
     x = net.norm(x) if pre_norm else x
     if pooled:
         x = net.op("ReduceMean", x, net.const([1], np.int64), keepdims=0)
+    x.shape = ir.Shape(["batch", WIDTH] if pooled else ["batch", "length", WIDTH])
     return net.model(x)
 
 

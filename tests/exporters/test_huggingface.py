@@ -60,6 +60,11 @@ TEXT = ("input_ids", "attention_mask")
 SEGMENTED = (*TEXT, "token_type_ids")
 
 
+def deberta(folder: Path) -> Path:
+    config = transformers.DebertaV2Config(**BERT, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    return save(folder, "DebertaV2ForMaskedLM", config)
+
+
 @pytest.mark.parametrize(
     ("make", "output", "inputs", "outputs", "shape"),
     [
@@ -187,6 +192,13 @@ def test_bad_folders_are_one_clear_line(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_attention_falls_back_to_what_the_architecture_has(tmp_path: Path) -> None:
+    folder = deberta(tmp_path / "hf")
+    with pytest.raises(UsageError, match="has no sdpa attention; use eager"):
+        export_hf(folder, tmp_path / "m.onnx", attention="sdpa", exporter="torchscript")
+    assert export_hf(folder, tmp_path / "m.onnx", exporter="torchscript").verified
 
 
 def test_missing_folder(tmp_path: Path) -> None:

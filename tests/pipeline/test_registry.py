@@ -54,7 +54,7 @@ def test_unknown_pass_suggests_the_nearest(plugin):
 
 
 def test_unknown_parameter_suggests_the_nearest(plugin):
-    with pytest.raises(UsageError, match="no parameter 'amout'.*did you mean 'amount'"):
+    with pytest.raises(UsageError, match=r"no parameter 'amout'.*did you mean 'amount'"):
         discover().build("noise", {"amout": 1})
 
 

@@ -273,6 +273,15 @@ class Interrupted(Base):
         raise KeyboardInterrupt
 
 
+class Sleepy(Base):
+    """Takes its time."""
+
+    name = "sleepy"
+
+    def apply(self, editor, plan):
+        time.sleep(60)
+
+
 class Misnamed(Base):
     """Calls itself something else than its entry point does."""
 

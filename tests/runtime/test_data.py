@@ -258,7 +258,7 @@ def test_splits_are_disjoint_whole_and_repeatable() -> None:
     splits = split_dataset(data, 3)
     parts = [splits.calibration, splits.selection, splits.guard]
     kept = [keys_of(p) for p in parts]
-    assert sum(map(len, kept)) == len(set.union(*kept)) == 100 and [len(k) for k in kept] == [60, 20, 20]
+    assert sum(map(len, kept)) == len(set.union(*kept)) == 100 and [len(k) for k in kept] == [70, 15, 15]
     assert [p.samples for p in parts] == [p.count() for p in parts] and sum(p.count() for p in parts) == 120
     assert not splits.reused and not splits.note
     again = split_dataset(data, 3)

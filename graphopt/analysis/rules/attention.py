@@ -23,7 +23,9 @@ def _positions(axes: Sequence[Atom]) -> list[Atom]:
     return [axes[2]] if len(axes) == 4 else [axes[1]]
 
 
-def _finish(node: NodeAxes, heads: Sequence[Atom], query: Atom, value: Atom) -> None:
+def _finish(node: NodeAxes, heads: Sequence[Atom], query: Atom, value: Atom, *, inputs: tuple[int, ...]) -> None:
+    """``inputs`` hold the queries and keys, whose product sums over ``query``."""
+    node.summed(query, *inputs)
     node.event(Event.HEADS, heads)
     node.event(Event.SCORES, [query])
     node.event(Event.CONTEXT, [value])
@@ -66,8 +68,10 @@ def packed_attention(node: NodeAxes) -> None:
         unify(node.axes(4)[2], heads)
     if node.has_out(1):
         unify(node.out(1)[2], heads)
+    if node.attr("do_rotary", 0):
+        node.freeze([dims[0]], "rotated")
     _scores_like(node, 5, heads)
-    _finish(node, [heads], dims[0], dims[2])
+    _finish(node, [heads], dims[0], dims[2], inputs=(1,))
 
 
 @rule("MultiHeadAttention", domain=MICROSOFT)
@@ -102,7 +106,7 @@ def multi_head_attention(node: NodeAxes) -> None:
     node.ignore(4, 8, 9)
     _scores_like(node, 5, heads)
     _caches(node, {6: query, 7: value}, {1: query, 2: value}, heads)
-    _finish(node, [heads], query, value)
+    _finish(node, [heads], query, value, inputs=(0, 1))
 
 
 def _caches(node: NodeAxes, inputs: dict[int, Atom], outputs: dict[int, Atom], heads: Atom) -> None:
@@ -142,7 +146,7 @@ def group_query_attention(node: NodeAxes) -> None:
     for i in range(11, len(node.node.inputs)):
         if node.has(i):  # head sinks [heads] and what later versions add
             node.freeze(node.axes(i), "read")
-    _finish(node, [kv, group], dim, dim)
+    _finish(node, [kv, group], dim, dim, inputs=(0, 1))
 
 
 @rule("Attention")
@@ -174,7 +178,7 @@ def standard_attention(node: NodeAxes) -> None:
     if node.has_out(3):
         unify(node.out(3)[1], heads)
         node.freeze(node.out(3)[2:], "normalised")
-    _finish(node, [kv, group], query, value)
+    _finish(node, [kv, group], query, value, inputs=(0, 1))
 
 
 @rule("RotaryEmbedding")

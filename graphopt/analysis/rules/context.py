@@ -30,12 +30,16 @@ class Event(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SizeOperand:
-    """Element ``element`` of a node's shape-like input equals the size of ``axis``."""
+    """Element ``element`` of a node's shape-like input equals the size of ``axis``.
+
+    ``within`` is the axis that a negative number counts back from the end of.
+    """
 
     node: ir.Node
     index: int
     element: int
     axis: Atom
+    within: Atom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,15 @@ class SizeAttribute:
     axis: Atom
 
 
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """Members of ``axis`` are added up (or share a range) at ``node``: each must be zero in one of ``inputs`` to go."""
+
+    node: ir.Node
+    axis: Atom
+    inputs: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Facts:
     """Everything the rules of one graph collect."""
@@ -56,6 +69,8 @@ class Facts:
     outputs: dict[ir.Value, list[Atom]] = field(default_factory=dict)  #: axes of values that are no initializers
     uses: dict[tuple[ir.Node, int], list[Atom]] = field(default_factory=dict)  #: each use of an initializer is its own
     sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
+    sources: dict[SizeOperand, frozenset[Atom]] = field(default_factory=dict)  #: axes a computed size is read from
+    summed: list[Summed] = field(default_factory=list)
     events: list[tuple[Event, Atom, ir.Node]] = field(default_factory=list)
     constants: set[ir.Value] = field(default_factory=set)  #: values computed from initializers alone
     unknown: dict[str, int] = field(default_factory=dict)  #: op types without a rule, with their number of nodes
@@ -99,7 +114,7 @@ class NodeAxes:
         """Axes of input ``index``; raises LookupError where its shape is unknown, which freezes the node."""
         value = self.value(index)
         self.touched.add(index)
-        if value.const_value is not None and value.is_initializer():
+        if value.const_value is not None and value.is_initializer() and not value.is_graph_input():
             return self.facts.uses.setdefault((self.node, index), self.facts.fresh(value))
         found = self.facts.axes_of(value)
         if found is None:
@@ -117,6 +132,13 @@ class NodeAxes:
         """Whether the output exists and is read by anybody (unread outputs have no recorded shape)."""
         outputs = self.node.outputs
         return index < len(outputs) and bool(outputs[index].name) and self.facts.shapes.known(outputs[index])
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators that the model imports."""
+        graph = self.node.graph
+        imports = graph.opset_imports if isinstance(graph, ir.Graph) else {}
+        return self.node.version or imports.get("", 13)
 
     def attr(self, name: str, default: Any = None) -> Any:
         found = self.node.attributes.get(name)
@@ -169,6 +191,10 @@ class NodeAxes:
     def event(self, kind: Event, axes: Iterable[Atom]) -> None:
         self.facts.events.extend((kind, axis, self.node) for axis in axes)
 
+    def summed(self, axis: Atom, *inputs: int) -> None:
+        """Members of ``axis`` are added up over these inputs' product."""
+        self.facts.summed.append(Summed(self.node, axis, inputs))
+
     def product(self, *parts: Atom) -> Atom:
         return product(parts, self.count)
 
@@ -180,6 +206,11 @@ class NodeAxes:
         """Input ``index`` spells out the sizes of ``axes``."""
         self.touched.add(index)
         self.facts.sizes.extend(SizeOperand(self.node, index, i, axis) for i, axis in enumerate(axes))
+
+    def bound(self, index: int, element: int, axis: Atom, within: Atom) -> None:
+        """Element ``element`` of input ``index`` is a place in ``within``: behind all of ``axis``, which lies at its front."""
+        self.touched.add(index)
+        self.facts.sizes.append(SizeOperand(self.node, index, element, axis, within))
 
     def size_attribute(self, name: str, axis: Atom, element: int | None = None) -> None:
         self.facts.sizes.append(SizeAttribute(self.node, name, element, axis))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.analysis.atoms import concat, unify
-from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, SizeOperand, rule
+from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
 
 
 @rule("Gather")
@@ -30,7 +30,7 @@ def gather(node: NodeAxes) -> None:
     before, one, after = node.atom(begin), node.atom(1), node.atom(size - begin - 1)
     unify(rows, concat([before, one, after]))
     if begin:
-        node.facts.sizes.append(SizeOperand(node.node, 1, 0, before))
+        node.bound(1, 0, before, rows)
 
 
 @rule("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Compress", "OneHot", "TopK", "ReverseSequence")

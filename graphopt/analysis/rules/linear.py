@@ -9,9 +9,12 @@ from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
 
 
 def contract(
-    node: NodeAxes, a: Sequence[Atom], b: Sequence[Atom], out: Sequence[Atom], *, weights: tuple[bool, bool]
+    node: NodeAxes, a: Sequence[Atom], b: Sequence[Atom], out: Sequence[Atom], *, inputs: tuple[int, int] = (0, 1)
 ) -> None:
-    """``[..., M, K] x [..., K, N] -> [..., M, N]``; one-dimensional operands lose their axis as in numpy."""
+    """``[..., M, K] x [..., K, N] -> [..., M, N]``; one-dimensional operands lose their axis as in numpy.
+
+    ``inputs`` says which of the node's inputs the operands are.
+    """
     unify(a[-1], b[-2] if len(b) > 1 else b[-1])
     batch = len(out)
     if len(b) > 1:
@@ -21,7 +24,8 @@ def contract(
         unify(a[-2], out[batch - 1])
         batch -= 1
     node.broadcast([a[:-2], b[:-2]], out[:batch])
-    if any(weights):
+    node.summed(a[-1], *inputs)
+    if any(node.is_weight(i) for i in inputs):
         node.event(Event.WEIGHTED, [a[-1]])
     elif node.averages():
         node.event(Event.CONTEXT, b[-1:] if len(b) > 1 else [])
@@ -42,7 +46,7 @@ def matmul(node: NodeAxes) -> None:
         a[-2:] = a[:-3:-1]
     if node.attr("transB", 0):
         b[-2:] = b[:-3:-1]
-    contract(node, a, b, node.out(), weights=(node.is_weight(0), node.is_weight(1)))
+    contract(node, a, b, node.out())
 
 
 @rule("Gemm")
@@ -54,7 +58,7 @@ def gemm(node: NodeAxes) -> None:
         a.reverse()
     if node.attr("transB", 0):
         b.reverse()
-    contract(node, a, b, node.out(), weights=(node.is_weight(0), node.is_weight(1)))
+    contract(node, a, b, node.out())
     if node.has(2):
         node.broadcast([node.axes(2)], node.out())
 
@@ -77,7 +81,9 @@ def einsum(node: NodeAxes) -> None:
         if letter not in right and not letter.startswith("."):
             if len(holders) == 1:
                 node.freeze(axes[:1], "summed")
-            elif any(node.is_weight(i) for i in holders):
+                continue
+            node.summed(axes[0], *holders)
+            if any(node.is_weight(i) for i in holders):
                 node.event(Event.WEIGHTED, axes[:1])
             elif not node.averages():
                 node.event(Event.SCORES, axes[:1])

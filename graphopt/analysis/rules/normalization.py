@@ -10,7 +10,7 @@ from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
 def softmax(node: NodeAxes) -> None:
     """Mixed along ``axis`` (before opset 13: from ``axis`` on). Axes before the last two are attention heads."""
     axes = node.axes(0)
-    old = (node.node.version or 13) < 13
+    old = node.opset < 13
     axis = node.attr("axis", 1 if old else -1) % len(axes)
     mixed = axes[axis:] if old else [axes[axis]]
     node.same(axes, node.out())

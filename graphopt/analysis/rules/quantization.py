@@ -28,6 +28,13 @@ def linear(node: NodeAxes) -> None:
 def dynamic_quantize(node: NodeAxes) -> None:
     """The range always includes zero, so a member that is zero can go without changing the scale."""
     node.same(node.axes(0), node.out())
+    shared_range(node, 0)
+
+
+def shared_range(node: NodeAxes, index: int) -> None:
+    """One scale serves all of input ``index``: whoever leaves it must have been zero there."""
+    for axis in node.axes(index):
+        node.summed(axis, index)
 
 
 @rule("MatMulInteger")
@@ -46,6 +53,7 @@ def matmul_integer_to_float(node: NodeAxes) -> None:
 def dynamic_quantize_matmul(node: NodeAxes) -> None:
     """A is quantized inside; B, its scale and zero point, bias."""
     _quantized_matmul(node, a=0, b=1, rows=(), columns=(2, 3, 4))
+    shared_range(node, 0)
 
 
 @rule("QLinearMatMul")
@@ -57,7 +65,7 @@ def qlinear_matmul(node: NodeAxes) -> None:
 
 def _quantized_matmul(node: NodeAxes, *, a: int, b: int, rows: tuple[int, ...], columns: tuple[int, ...]) -> None:
     out = node.out()
-    contract(node, node.axes(a), node.axes(b), out, weights=(node.is_weight(a), node.is_weight(b)))
+    contract(node, node.axes(a), node.axes(b), out, inputs=(a, b))
     for indices, target in ((rows, out[-2:-1]), (columns, out[-1:])):
         for i in indices:
             if node.has(i):

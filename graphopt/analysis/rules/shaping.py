@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, align, concat, freeze, unify
 from graphopt.analysis.rules.context import MICROSOFT, NodeAxes, rule
@@ -34,8 +33,10 @@ def transpose(node: NodeAxes) -> None:
 @rule("Expand")
 def expand(node: NodeAxes) -> None:
     """Axes of size one stretch to new axes, whose sizes the second input spells out."""
-    node.broadcast([node.axes(0)], node.out())
-    node.size_operand(1, node.out())
+    out = node.out()
+    node.broadcast([node.axes(0)], out)
+    listed = node.facts.shapes.sizes(node.value(1))[0][0]  # may be fewer than the result has axes: aligned right
+    node.size_operand(1, out[len(out) - listed :])
 
 
 @rule("Tile")
@@ -64,61 +65,8 @@ def constant_of_shape(node: NodeAxes) -> None:
 
 @rule("Shape", "Size")
 def shape(node: NodeAxes) -> None:
-    """Sizes that end up in shape operands adapt or are repaired; one that becomes a float is part of the numerics."""
-    axes = node.axes(0)
-    start = node.attr("start", 0)
-    members = list(range(len(axes)))[start : node.attr("end", len(axes))] if node.node.op_type == "Shape" else []
-    if node.node.op_type == "Size":
-        node.freeze([axis for axis in axes if axis.static], "counted")
-        return
-    for axis in _read_as_numbers(node, node.node.outputs[0], members):
-        if axes[axis].static:
-            node.freeze([axes[axis]], "its size is computed with, measured")
-
-
-def _read_as_numbers(node: NodeAxes, value: ir.Value, members: list[int]) -> set[int]:
-    """Which of the axes in ``members``, listed by the integer vector ``value``, reach a cast to float."""
-    found: set[int] = set()
-    stack = [(value, tuple(members))]
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    while stack:
-        current, listed = stack.pop()
-        if (id(current), listed) in seen:
-            continue
-        seen.add((id(current), listed))
-        for reader, index in current.uses():
-            if reader.op_type == "Cast":
-                kind = reader.attributes["to"].as_int()
-                if ir.DataType(kind).is_floating_point():
-                    found.update(listed)
-                    continue
-            following = listed
-            if reader.op_type in ("Gather", "Slice") and index == 0 and len(listed) > 1:
-                following = _selected(node, reader, listed)
-            if reader.op_type in FLOWS:
-                stack.extend((out, following) for out in reader.outputs)
-    return found
-
-
-FLOWS = frozenset(
-    "Abs Add Cast Concat Div Gather Identity Max Min Mod Mul Neg ReduceProd ReduceSum Reshape Slice Split Squeeze Sub "
-    "Unsqueeze Where".split()
-)
-
-
-def _selected(node: NodeAxes, reader: ir.Node, listed: tuple[int, ...]) -> tuple[int, ...]:
-    """Members of a one-dimensional size vector that a Gather or Slice with constant operands keeps."""
-    operands = [node.facts.shapes.constant(v) if v is not None and v.name else None for v in reader.inputs[1:]]
-    if not operands or any(o is None for o in operands):
-        return listed
-    constants = [np.asarray(o).reshape(-1) for o in operands]
-    positions = np.asarray(listed)
-    if reader.op_type == "Gather":
-        if np.any(np.abs(constants[0]) > len(listed)):
-            return listed
-        return tuple(positions[constants[0] % len(listed)].tolist())
-    step = int(constants[3][0]) if len(constants) > 3 else 1
-    return tuple(positions[int(constants[0][0]) : int(constants[1][0]) : step].tolist())
+    """Nothing to relate: where the sizes go is followed once all nodes are known (``sizes.py``)."""
+    node.ignore(0)
 
 
 @rule("Concat")
@@ -178,8 +126,9 @@ def slice_(node: NodeAxes) -> None:
         # Read at the first assignment: only static axes look at the bounds, and they must agree below.
         first = [node.constant(i) for i in range(1, 5)]
         starts, ends = first[0], first[1]
-        which = first[2] if node.has(3) else (np.arange(len(axes)))
-        steps = first[3] if node.has(4) else np.ones(len(axes), dtype=np.int64)
+        count = len(axes) if starts is None else len(starts)
+        which = first[2] if node.has(3) else np.arange(count)
+        steps = first[3] if node.has(4) else np.ones(count, dtype=np.int64)
         bounds_are_inputs = True
     cut = set(range(len(axes))) if which is None else {int(a) % len(axes) for a in which}
     for i, (axis, target) in enumerate(zip(axes, out, strict=True)):
@@ -201,8 +150,9 @@ def slice_(node: NodeAxes) -> None:
         before, after = node.atom(begin), node.atom(size - max(end, begin))
         unify(axis, concat([before, target, after]))
         if bounds_are_inputs and (begin, end) != (0, size):
-            _bound(node, 1, position, [before] if begin else [])
-            _bound(node, 2, position, [before, target] if begin else [target])
+            if begin:
+                node.bound(1, position, before, axis)
+            node.bound(2, position, concat([before, target]), axis)
         elif (begin, end) != (0, size):
             node.freeze([axis, target], "cut by attributes")
 
@@ -211,21 +161,17 @@ def _whole(starts: np.ndarray | None, position: int) -> bool:
     return starts is not None and int(starts[position]) == 0
 
 
-def _bound(node: NodeAxes, index: int, element: int, parts: list[Atom]) -> None:
-    from graphopt.analysis.rules.context import SizeOperand
-
-    if parts:
-        node.facts.sizes.append(SizeOperand(node.node, index, element, concat(parts)))
-
-
 @rule("Pad")
 def pad(node: NodeAxes) -> None:
     """Padding adds members that stay; untouched axes pass."""
     axes, out = node.axes(0), node.out()
     pads = np.asarray(node.attr("pads")) if "pads" in node.node.attributes else node.constant(1)
-    named = node.constant(3) if node.has(3) else None
+    named = node.constant(3) if node.has(3) else np.arange(len(axes))
     node.ignore(2)
-    which = list(range(len(axes))) if named is None else [int(a) % len(axes) for a in named]
+    if named is None or node.attr("mode", "constant") != "constant":
+        node.freeze([*axes, *out], "padded with copies" if named is not None else "padded")
+        return
+    which = [int(a) % len(axes) for a in named]
     for i, (axis, target) in enumerate(zip(axes, out, strict=True)):
         if i not in which:
             unify(axis, target)

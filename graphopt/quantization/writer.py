@@ -1,0 +1,213 @@
+"""The nodes that take the place of quantized sites, in standard ops that ONNX Runtime fuses when it loads the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.editing import GraphEditor
+from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
+from graphopt.quantization.weights import Codes
+
+FLOAT = int(ir.DataType.FLOAT)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StaticRange:
+    """How an activation is quantized once and for all: ``x ~= (code - zero) * scale``, codes 0..255."""
+
+    scale: float
+    zero: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Choices:
+    """What to write: codes for the weight of each named site, and how its activation is quantized."""
+
+    codes: Mapping[str, Codes]  #: by site name; sites that share a weight hold the same object
+    ranges: Mapping[str, StaticRange] = field(default_factory=dict)  #: by activation name; the others are dynamic
+    gains: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by activation name; ``codes`` are of ``W / gain``
+
+
+class Int8Writer:
+    """Rewrites sites of one model; weights, quantized activations and transpositions are made once and shared."""
+
+    def __init__(self, editor: GraphEditor, choices: Choices, sites: Sequence[Site]) -> None:
+        self.editor, self.choices = editor, choices
+        self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
+        self._weights: dict[tuple[object, ...], ir.Value] = {}
+        self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
+
+    def write(self, site: Site) -> None:
+        """Put int8 nodes in the place of ``site``; its own nodes stay behind, dead."""
+        if isinstance(site, Table):
+            self._replace(site.node.outputs[0], self._rows(site))
+        elif site.packed_attention:
+            self._replace(site.node.outputs[0], self._attention(site))
+        elif (site.activation.name or "") in self.choices.ranges:
+            self._replace(site.result, self._static(site))
+        else:
+            self._replace(site.result, self._dynamic(site))
+
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        new.type, new.shape = old.type, old.shape
+        self.editor.replace_uses(old, new)
+
+    def _add(self, op: str, inputs: Sequence[ir.Value | None], site: Site, **attributes: object) -> ir.Value:
+        (out,) = self.editor.insert_node(
+            op, inputs, before=site.node, attributes=attributes, name=f"{site.name}/{op}"
+        )
+        return out
+
+    # -- weights --------------------------------------------------------------------------------------------------
+    def _initializer(self, key: tuple[object, ...], hint: str, array: np.ndarray) -> ir.Value:
+        if key not in self._weights:
+            self._weights[key] = self.editor.add_initializer(hint, array)
+        return self._weights[key]
+
+    def _codes(self, site: Site, *, transpose: bool = False) -> ir.Value:
+        """The codes as stored, or the other way round where no table reads them as well."""
+        codes, name = self.choices.codes[site.name], site.weight.name
+        array = codes.codes.T if transpose else codes.codes
+        return self._initializer(("codes", id(codes), transpose), f"{name}_int8", array)
+
+    def _scale(self, site: Site, factor: float = 1.0, *, column: bool = False) -> ir.Value:
+        codes, name = self.choices.codes[site.name], site.weight.name
+        scale = (codes.scale * np.float32(factor)).astype(np.float32)
+        if column:
+            scale = np.broadcast_to(scale, (len(codes.codes),)).reshape(-1, 1)
+        return self._initializer(("scale", id(codes), factor, column), f"{name}_scale", scale)
+
+    def _matrix(self, site: Linear) -> ir.Value:
+        """The codes as [K, N]."""
+        if not site.transposed:
+            return self._codes(site)
+        codes = self.choices.codes[site.name]
+        if id(codes) not in self._tables:
+            return self._codes(site, transpose=True)
+        key = ("transposed", id(codes), id(site.node.graph))
+        if key not in self._weights:
+            self._weights[key] = self._add("Transpose", [self._codes(site)], site, perm=[1, 0])
+        return self._weights[key]
+
+    # -- linear sites ---------------------------------------------------------------------------------------------
+    def _input(self, site: Linear) -> ir.Value:
+        """The activation, with its gains applied."""
+        x = site.node.inputs[0]  # not ``site.activation``: the site before may have been replaced already
+        assert x is not None
+        gain = self.choices.gains.get(site.activation.name or "")
+        if gain is None:
+            return x
+        key = ("gain", id(x), id(site.node.graph))
+        if key not in self._activations:
+            factor = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float32))
+            self._activations[key] = [self._add("Mul", [x, factor], site)]
+        return self._activations[key][0]
+
+    def _quantized(self, site: Linear) -> list[ir.Value]:
+        """Codes, scale and zero point of the activation, one node for all its readers in a graph."""
+        x = self._input(site)
+        key = (id(x), id(site.node.graph))
+        if key not in self._activations:
+            self._activations[key] = self.editor.insert_node(
+                "DynamicQuantizeLinear",
+                [x],
+                before=site.node,
+                outputs=[f"{x.name}_codes", f"{x.name}_scale", f"{x.name}_zero"],
+                name=f"{x.name}/DynamicQuantizeLinear",
+            )
+        return self._activations[key]
+
+    def _dynamic(self, site: Linear) -> ir.Value:
+        codes, scale, zero = self._quantized(site)
+        product = self._add("MatMulInteger", [codes, self._matrix(site), zero], site)
+        product = self._add("Cast", [product], site, to=FLOAT)
+        both = self._add("Mul", [scale, self._scale(site, site.alpha)], site)
+        result = self._add("Mul", [product, both], site)
+        return self._biased(site, result)
+
+    def _biased(self, site: Linear, result: ir.Value) -> ir.Value:
+        """``Add(result, bias)``, in this order and of this type whatever it was before: only so it is fused."""
+        if site.bias is None:
+            return result
+        added = site.bias.value if site.bias.node is not None else site.node.inputs[2]
+        assert added is not None
+        if site.bias.scale != 1.0 and added.const_value is not None:
+            array = added.const_value.numpy() * np.float32(site.bias.scale)
+            added = self.editor.add_initializer(f"{added.name}_scaled", array)
+        return self._add("Add", [result, added], site)
+
+    def _static(self, site: Linear) -> ir.Value:
+        x = self._input(site)
+        chosen = self.choices.ranges[site.activation.name or ""]
+        key = ("static", id(x), id(site.node.graph))
+        if key not in self._activations:
+            scale = self.editor.add_initializer(f"{x.name}_scale", np.array(chosen.scale, dtype=np.float32))
+            zero = self.editor.add_initializer(f"{x.name}_zero", np.array(chosen.zero, dtype=np.uint8))
+            quantized = self._add("QuantizeLinear", [x, scale, zero], site)
+            self._activations[key] = [self._add("DequantizeLinear", [quantized, scale, zero], site)]
+        gemm = site.node.op_type == "Gemm"
+        codes = self.choices.codes[site.name]
+        per_channel = len(codes.scale) > 1
+        stored = gemm or not site.transposed
+        scale = self._scale(site, site.alpha)
+        if not per_channel:
+            scale = self._initializer(("scalar", id(codes), site.alpha), f"{site.weight.name}_scale",
+                                      np.asarray(codes.scale[0] * np.float32(site.alpha)))
+        weight = self._codes(site) if stored else self._matrix(site)
+        axis = site.scale_axis if stored else 1
+        zero = self._initializer(("zero", per_channel, len(codes.scale)), "int8_zero",
+                                 np.zeros(codes.scale.shape if per_channel else (), dtype=np.int8))
+        attributes = {"axis": axis} if per_channel else {}
+        weight = self._add("DequantizeLinear", [weight, scale, zero], site, **attributes)
+        operands: list[ir.Value | None] = [self._activations[key][0], weight]
+        if not gemm:
+            return self._biased(site, self._add("MatMul", operands, site))
+        bias = self._integer_bias(site, chosen, codes)
+        if bias is not None:
+            operands.append(bias)
+        result = self._add("Gemm", operands, site, transB=int(site.transposed))
+        return result if bias is not None else self._biased(site, result)
+
+    def _integer_bias(self, site: Linear, chosen: StaticRange, codes: Codes) -> ir.Value | None:
+        """A Gemm's constant bias as int32 in units of its accumulator; None where the bias is none or computed."""
+        if site.bias is None or site.bias.value.const_value is None:
+            return None
+        width = codes.codes.shape[site.scale_axis]
+        array = np.broadcast_to(site.bias.value.const_value.numpy() * site.bias.scale, (1, width))[0]
+        unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), (width,))
+        integers = np.rint(array.astype(np.float64) / unit)
+        if np.abs(integers).max(initial=0) >= 2**31:
+            return None
+        stored = self.editor.add_initializer(f"{site.bias.value.name}_int32", integers.astype(np.int32))
+        scale = self.editor.add_initializer(f"{site.bias.value.name}_scale", unit.astype(np.float32))
+        return self._add("DequantizeLinear", [stored, scale], site, axis=0)
+
+    def _attention(self, site: Linear) -> ir.Value:
+        node = site.node
+        codes, scale, zero = self._quantized(site)
+        operands = [codes, self._codes(site), node.inputs[2], scale, self._scale(site)]
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        width = self.choices.codes[site.name].scale.shape
+        weight_zero = self._initializer(("attention zero", width), "int8_zero", np.zeros(width, dtype=np.int8))
+        kept = {k: a.value for k, a in node.attributes.items() if k in ("num_heads", "unidirectional", "mask_filter_value", "scale", "do_rotary")}
+        (out,) = self.editor.insert_node(
+            "QAttention",
+            [*operands, mask, zero, weight_zero],
+            before=node,
+            domain=MICROSOFT,
+            attributes=kept,
+            name=f"{site.name}/QAttention",
+        )
+        return out
+
+    # -- tables ---------------------------------------------------------------------------------------------------
+    def _rows(self, site: Table) -> ir.Value:
+        indices = site.node.inputs[1]
+        codes = self._add("Gather", [self._codes(site), indices], site)
+        numbers = self._add("Cast", [codes], site, to=FLOAT)
+        scale = self._add("Gather", [self._scale(site, column=True), indices], site)
+        return self._add("Mul", [numbers, scale], site)
