@@ -31,6 +31,21 @@ def all_graphs(model: ir.Model) -> list[ir.Graph]:
     return graphs
 
 
+def _remove(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove ``node``, and first what is in its bodies: their reads would keep outer values alive for ever."""
+    for attr in node.attributes.values():
+        bodies: Sequence[ir.Graph] = ()
+        if not attr.is_ref() and attr.type is ir.AttributeType.GRAPH:
+            bodies = [attr.as_graph()]
+        elif not attr.is_ref() and attr.type is ir.AttributeType.GRAPHS:
+            bodies = attr.as_graphs()
+        for body in bodies:
+            body.outputs.clear()
+            for inner in reversed(list(body)):
+                _remove(body, inner)
+    graph.remove(node, safe=True)
+
+
 class GraphEditor:
     """Edits one model in place.
 
@@ -192,7 +207,7 @@ class GraphEditor:
             if out.uses() or out.is_graph_output():
                 raise PassError(f"cannot remove {node.name!r}: its output {out.name!r} is still read")
         if isinstance(node.graph, ir.Graph):
-            node.graph.remove(node, safe=True)
+            _remove(node.graph, node)
 
     def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
         """Set one attribute from a Python value (int, float, str, list, tensor)."""
@@ -213,7 +228,7 @@ class GraphEditor:
         for graph in reversed(all_graphs(self.model)):
             for node in reversed(list(graph)):
                 if all(not o.uses() and not o.is_graph_output() for o in node.outputs):
-                    graph.remove(node, safe=True)
+                    _remove(graph, node)
                     removed += 1
         for graph in all_graphs(self.model):
             for name, value in list(graph.initializers.items()):

@@ -57,7 +57,12 @@ def consumers(group: Group) -> list[Consumer]:
     for touch in group.touches:
         node = touch.node
         tensor = touch.value.const_value
-        if (node.domain, node.op_type) not in CONTRACTIONS or touch.index != 1 or tensor is None or len(tensor.shape) != 2:
+        if (
+            (node.domain, node.op_type) not in CONTRACTIONS
+            or touch.index != 1
+            or tensor is None
+            or len(tensor.shape) != 2
+        ):
             continue
         flags = {name: attr.as_int() for name, attr in node.attributes.items() if name.startswith("trans")}
         if flags.get("transA") or flags.get("transBatchA") or flags.get("transBatchB"):

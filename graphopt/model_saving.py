@@ -6,18 +6,16 @@ import contextlib
 import errno
 import os
 import secrets
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.model_interrupts import InterruptGate
 from graphopt.model_tensors import (
     FileTensor,
     all_tensors,
@@ -54,7 +52,7 @@ def save_model(
     files = [target, layout.data_path] if layout.slots else [target]
     temporary = [file.with_name(f".{file.name}.{secrets.token_hex(6)}.tmp") for file in files]
     written: list[Path] = []
-    with _InterruptGate() as gate:
+    with InterruptGate() as gate:
         # Two nests of cleaning up: an interrupt that breaks the inner one finds the gate closed behind it.
         try:
             try:
@@ -294,40 +292,3 @@ def _in_protobuf(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if isinstance(tensor, FileTensor):
         return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
     return tensor
-
-
-# -- interrupts -----------------------------------------------------------------------------------------------------
-class _InterruptGate:
-    """While open, Ctrl-C interrupts as ever, once; while closed it waits, so that no clean-up is cut short."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self.pending = False
-        self._before: Any = None
-
-    def close(self) -> None:
-        self.closed = True
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            before = signal.getsignal(signal.SIGINT)
-            if callable(before):
-                self._before = before
-                signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.closed:
-            self.pending = True
-            return
-        self.closed = True
-        self._before(number, frame)
-        self.closed = False  # the handler before us chose not to raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-        if self.pending and kind is None:
-            raise KeyboardInterrupt

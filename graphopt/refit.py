@@ -233,7 +233,9 @@ def refit_sites(
     after = ctx.divergence(rewritten)
     if after >= before:
         rewritten.graph = bare.graph
-        return [], [f"refit dropped: it moved the outputs' divergence from {before:.4f} to {after:.4f} on held-out inputs"]
+        return [], [
+            f"refit dropped: it moved the outputs' divergence from {before:.4f} to {after:.4f} on held-out inputs"
+        ]
     notes.append(f"refit: divergence {before:.4f} -> {after:.4f} on held-out inputs")
     return patches, notes
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt.analysis.atoms import Atom, find, keep_mask, leaves, resized
 from graphopt.analysis.axes import AxisAnalysis, Group
 from graphopt.analysis.rules.context import SizeAttribute, SizeOperand
+from graphopt.analysis.vanish import maskable, zero_point
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
 
@@ -35,23 +36,41 @@ def slice_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> No
         _repair_attribute(editor, node, name, listed, removed)
     operands: dict[tuple[ir.Node, int], list[SizeOperand]] = {}
     for size in axes.facts.sizes:
-        if isinstance(size, SizeOperand) and any(leaf in removed for leaf in leaves(size.axis)):
+        if isinstance(size, SizeOperand) and _affected(axes, size, removed):
             operands.setdefault((size.node, size.index), []).append(size)
     for sizes in operands.values():
         _repair_operand(editor, axes, sizes, removed)
+    editor.drop_dead()  # a dead node was not analysed, and would no longer fit
     _forget_shapes(editor.model)
 
 
+def _affected(axes: AxisAnalysis, size: SizeOperand, removed: Mapping[Atom, np.ndarray]) -> bool:
+    """Whether the number changes, or what it is counted or computed from does."""
+    involved = [size.axis, *axes.facts.sources.get(size, ())]
+    if size.within is not None:
+        involved.append(size.within)
+    return any(leaf in removed for axis in involved for leaf in leaves(axis))
+
+
 def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
-    """Set every weight slice of the units to zero, keeping all shapes: the reference for ``slice_units``."""
+    """Set every weight slice of the units to zero, keeping all shapes: the reference for ``slice_units``.
+
+    Integer weights get their zero point; weights that only divide are left alone.
+    """
     removed = _checked(removal)
     for value, signatures in _masks(axes, removed).items():
-        if value.const_value is None or not value.const_value.dtype.is_floating_point():
+        if value.const_value is None:
             continue
-        for masks, uses in signatures.values():
-            array = value.const_value.numpy().copy()
+        whole = value.const_value.numpy()
+        for masks, named in signatures.values():
+            uses = [(node, index) for node, index in named if maskable(node, index)]
+            if not uses:
+                continue
+            array = whole.copy()
             for axis, mask in masks.items():
-                np.moveaxis(array, axis, 0)[~mask] = 0
+                zero = zero_point(*uses[0])
+                zero = zero[~mask].reshape(-1, *[1] * (array.ndim - 1)) if zero.size == len(mask) > 1 else zero
+                np.moveaxis(array, axis, 0)[~mask] = zero
             editor.set_initializer(value, array, uses=uses)
 
 
@@ -133,7 +152,7 @@ def _repair_operand(
         old = [resized(size.axis, {}, k) for k in range(len(contents))]
         if spelled == old:
             edits[size.element] = resized(size.axis, removed) if find(size.axis).static else -1
-        elif node.op_type == "Slice" and None not in spelled and max(s for s in spelled if s is not None) < 0:
+        elif size.within is not None and all(s is not None and s < 0 for s in spelled):
             edits[size.element] = resized(size.axis, removed)  # counted from the end: count from the start instead
     if not edits:
         return
@@ -149,8 +168,9 @@ def _repair_operand(
         pieces: list[ir.Value | None] = list(producer.inputs)
     else:
         pieces = _elements(editor, node, operand, len(contents[0]) if contents[0] is not None else 0)
+    dtype = contents[0].dtype if contents[0] is not None else np.int64
     for element, new in edits.items():
-        pieces[element] = editor.add_initializer(f"{node.name}/size_{element}", np.array([new], dtype=np.int64))
+        pieces[element] = editor.add_initializer(f"{node.name}/size_{element}", np.array([new], dtype=dtype))
     (joined,) = editor.insert_node("Concat", pieces, before=node, attributes={"axis": 0}, name=f"{node.name}/shape")
     node.replace_input_with(index, joined)
 

@@ -238,8 +238,8 @@ def _align_sums(a: Atom, b: Atom) -> None:
 def _split_product(whole: Atom, total: Atom) -> None:
     """Unify product(A, R) with sum(S1, S2, ...): A becomes a sum whose members tell which slice they lie in.
 
-    Covers packed projections: product(3, heads, dim) against a Split in three, and product(queries + keys + values, dim)
-    against a Split into unequal parts of whole heads.
+    Covers packed projections: product(3, heads, dim) against a Split in three, and product(queries + keys + values,
+    dim) against a Split into unequal parts of whole heads.
     """
     outer, *inner = factors(whole.parts)
     stride = tuple(prod(f.size[k] for f in inner) for k in range(len(whole.size)))
@@ -274,7 +274,7 @@ def _link(child: Atom, parent: Atom) -> None:
 
 
 def _clash(atoms: Iterable[Atom]) -> None:
-    """No common refinement: everything involved is frozen, down to the leaves, since one side is about to be forgotten."""
+    """No common refinement: everything involved is frozen, down to the leaves, as one side is about to be forgotten."""
     involved = [find(a) for a in atoms]
     shown = " with ".join(repr(a) for a in involved[:2])
     for atom in involved:
@@ -319,7 +319,7 @@ def keep_mask(atom: Atom, removed: Mapping[Atom, np.ndarray]) -> np.ndarray:
         mask[removed.get(leaf, np.empty(0, dtype=np.int64))] = False
         return mask
 
-    return _fold(atom, survives, lambda a, b: np.repeat(a, len(b)) & np.tile(b, len(a)))
+    return _fold(atom, survives, lambda a, b: np.asarray(np.repeat(a, len(b)) & np.tile(b, len(a))))
 
 
 def _fold(

@@ -15,8 +15,10 @@ import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, coordinates, find, freeze, leaves
 from graphopt.analysis.rules import RULES, NodeAxes
-from graphopt.analysis.rules.context import Event, Facts, SizeOperand
+from graphopt.analysis.rules.context import Event, Facts
 from graphopt.analysis.shapes import ShapeTable
+from graphopt.analysis.sizes import settle_sizes
+from graphopt.analysis.vanish import settle_sums
 from graphopt.editing import all_graphs
 
 #: First matching event decides the role; without any, the class is a plain width.
@@ -91,7 +93,10 @@ class AxisAnalysis:
 
 
 def analyse_axes(model: ir.Model, shapes: ShapeTable) -> AxisAnalysis:
-    """Apply every node's rule and read off the groups. ``model`` must have its constants lifted and be as ``shapes`` saw it."""
+    """Apply every node's rule and read off the groups.
+
+    ``model`` must have its constants lifted, and be as ``shapes`` saw it.
+    """
     facts = Facts(shapes)
     _find_constants(model.graph, facts)
     for value in model.graph.inputs:
@@ -101,7 +106,8 @@ def analyse_axes(model: ir.Model, shapes: ShapeTable) -> AxisAnalysis:
     for value in model.graph.outputs:
         _freeze_value(facts, value, f"graph output {value.name!r}")
     _freeze_captured(model, facts)
-    _freeze_unrepairable(facts)
+    settle_sizes(model.graph, facts)
+    settle_sums(model.graph, facts)
     _push_down(facts)
     return AxisAnalysis(tuple(_groups(model.graph, facts)), facts)
 
@@ -128,6 +134,9 @@ def _apply_rule(node: ir.Node, facts: Facts) -> None:
         found(context)
     except LookupError as error:
         _freeze_node(node, context, str(error))
+        return
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # a form of the op that the rule does not foresee
+        _freeze_node(node, context, f"{context.label} is not understood: {error}")
         return
     for index, value in enumerate(node.inputs):
         if value is not None and index not in context.touched:
@@ -169,20 +178,6 @@ def _freeze_captured(model: ir.Model, facts: Facts) -> None:
                     _freeze_value(facts, value, reason)
 
 
-def _freeze_unrepairable(facts: Facts) -> None:
-    """A computed size that mixes units with a dynamic dim can only be repaired where Reshape may infer it (-1)."""
-    for size in facts.sizes:
-        if not isinstance(size, SizeOperand) or find(size.axis).static:
-            continue
-        operand = size.node.inputs[size.index] if size.index < len(size.node.inputs) else None
-        contents = facts.shapes.contents(operand) if operand is not None else []
-        inferable = size.node.op_type == "Reshape" and all(
-            c is not None and (c[size.element] in (0, -1) or not np.any(c == -1)) for c in contents
-        )
-        if not inferable:
-            freeze(size.axis, f"its size is computed for {size.node.op_type} {size.node.name!r}")
-
-
 def _push_down(facts: Facts) -> None:
     """What freezes a product or a sum freezes all its leaves."""
     stack = [find(axis) for axes in (*facts.outputs.values(), *facts.uses.values()) for axis in axes]
@@ -206,7 +201,9 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
             events.setdefault(leaf, set()).add(kind)
     touches: dict[Atom, list[Touch]] = {}
     order = {node: i for i, node in enumerate(graph)}
-    for (node, index), axes in sorted(facts.uses.items(), key=lambda use: (order.get(use[0][0], len(order)), use[0][1])):
+    for (node, index), axes in sorted(
+        facts.uses.items(), key=lambda use: (order.get(use[0][0], len(order)), use[0][1])
+    ):
         value = node.inputs[index]
         if value is None or value.const_value is None:
             continue
@@ -244,6 +241,7 @@ def _parameters(touches: Iterable[Touch], leaf: Atom) -> int:
         tensor = touch.value.const_value
         if tensor is None or not _is_weight(touch.value):
             continue
-        mine = np.count_nonzero(coordinates(touch.expression, leaf) >= 0)
-        counted[touch.name] = max(counted.get(touch.name, 0), tensor.size * int(mine) // max(tensor.shape[touch.axis], 1))
+        members = coordinates(touch.expression, leaf)
+        share = np.count_nonzero(members >= 0) / max(len(members), 1)
+        counted[touch.name] = max(counted.get(touch.name, 0), round(tensor.size * share))
     return sum(counted.values())

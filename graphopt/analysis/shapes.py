@@ -42,7 +42,7 @@ class ShapeTable:
         return tuple(ns[0] if len(set(ns)) == 1 else None for ns in zip(*self.sizes(value), strict=True))
 
     def contents(self, value: ir.Value | str) -> list[np.ndarray | None]:
-        """Contents of a small integer tensor at each assignment; None where it is large, no integer, or read from inputs."""
+        """Contents of a small integer tensor at each assignment; None where it is large, no integer, or fed."""
         found = self._contents.get(_name(value))
         return list(found) if found is not None else [None] * len(self.assignments)
 
@@ -72,7 +72,9 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
         out.name
         for node in model.graph
         for out in node.outputs
-        if out.name and (out.uses() or out.is_graph_output()) and not isinstance(out.type, ir.SequenceType | ir.OptionalType)
+        if out.name
+        and (out.uses() or out.is_graph_output())
+        and not isinstance(out.type, ir.SequenceType | ir.OptionalType)
     ]
     fed = _computed_from_inputs(model)
     session = Session(model, provider=provider, optimize=False, outputs=names)
@@ -90,7 +92,7 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
         tensor = value.const_value
         if tensor is None:
             raise ModelError(f"initializer {name!r} has no data")
-        sizes[name] = [tuple(int(n) for n in tensor.shape)] * len(chosen)
+        sizes[name] = [tuple(tensor.shape.numpy())] * len(chosen)
         if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and name not in fed:
             contents[name] = [tensor.numpy()] * len(chosen)
     complete = {n: tuple(s) for n, s in sizes.items() if len(s) == len(chosen) and len({len(x) for x in s}) == 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -24,7 +24,7 @@ class GraphView:
         self.provider = provider
 
     @cached_property
-    def graph(self) -> nx.MultiDiGraph:
+    def graph(self) -> nx.MultiDiGraph[Any]:
         """Nodes and values as a frozen networkx graph; see ``graphopt.analysis.to_networkx``."""
         from graphopt.analysis.network import to_networkx
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from graphopt.errors import GraphoptError
 from graphopt.model import clone_model, digest, open_model, save_model
 from graphopt.pipeline.facts import environment, model_facts
+from graphopt.pipeline.job import Setup
 from graphopt.pipeline.output import publish, staged
-from graphopt.pipeline.plan import Setup
 from graphopt.pipeline.provenance import sign
 from graphopt.pipeline.recipe import Recipe, Targets
 from graphopt.pipeline.result import DataSource, Result

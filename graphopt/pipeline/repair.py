@@ -11,7 +11,7 @@ from graphopt.model import model_bytes
 from graphopt.pipeline.attempt import Edited, RejectedError, attempt
 from graphopt.pipeline.facts import parameter_count
 from graphopt.pipeline.inputs import Inputs
-from graphopt.pipeline.plan import CLEANUP, BuiltStep, Setup
+from graphopt.pipeline.job import CLEANUP, BuiltStep, Setup
 from graphopt.pipeline.result import PassResult, Site, Status
 from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Talk

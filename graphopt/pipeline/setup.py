@@ -11,7 +11,7 @@ from graphopt.pipeline.context import PipelineContext
 from graphopt.pipeline.facts import model_facts, stored_files
 from graphopt.pipeline.guard import Guard
 from graphopt.pipeline.inputs import Inputs
-from graphopt.pipeline.plan import CLEANUP, BuiltStep, Setup
+from graphopt.pipeline.job import CLEANUP, BuiltStep, Setup
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.registry import AnyPass, Registry
 from graphopt.pipeline.repair import repair, why_not, widen

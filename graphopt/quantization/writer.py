@@ -53,12 +53,19 @@ class Int8Writer:
             self._replace(site.result, self._dynamic(site))
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        """``new`` takes over ``old``'s readers, and its name."""
         new.type, new.shape = old.type, old.shape
+        output = old.is_graph_output()
         self.editor.replace_uses(old, new)
+        if not output:
+            name = old.name
+            old.name = self.editor.fresh_name(f"{name}_float")
+            new.name = name
 
     def _add(self, op: str, inputs: Sequence[ir.Value | None], site: Site, **attributes: object) -> ir.Value:
+        """One node before the site's. Its value has a short name: a thousand long ones would be felt in the file."""
         (out,) = self.editor.insert_node(
-            op, inputs, before=site.node, attributes=attributes, name=f"{site.name}/{op}"
+            op, inputs, before=site.node, attributes=attributes, outputs=["int8"], name=f"{site.name}/{op}"
         )
         return out
 
@@ -103,7 +110,8 @@ class Int8Writer:
             return x
         key = ("gain", id(x), id(site.node.graph))
         if key not in self._activations:
-            factor = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float32))
+            stored = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float16))
+            factor = self._add("Cast", [stored], site, to=FLOAT)
             self._activations[key] = [self._add("Mul", [x, factor], site)]
         return self._activations[key][0]
 
@@ -116,8 +124,8 @@ class Int8Writer:
                 "DynamicQuantizeLinear",
                 [x],
                 before=site.node,
-                outputs=[f"{x.name}_codes", f"{x.name}_scale", f"{x.name}_zero"],
-                name=f"{x.name}/DynamicQuantizeLinear",
+                outputs=["int8_codes", "int8_scale", "int8_zero"],
+                name=f"{site.name}/DynamicQuantizeLinear",
             )
         return self._activations[key]
 

@@ -11,8 +11,8 @@ from graphopt.editing import GraphEditor
 def drop_dead_code(editor: GraphEditor) -> int:
     """Drop dead nodes and weights in every scope; unused graph inputs stay. Returns how many went."""
     before = _size(editor.model)
-    RemoveUnusedNodesPass()(editor.model)
     editor.drop_dead()
+    RemoveUnusedNodesPass()(editor.model)  # unused optional outputs
     return before - _size(editor.model)
 
 

@@ -58,7 +58,8 @@ def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
     if structure_digest(trial) == before:
         return model, 0
     old, new = (len(list(m.graph.all_nodes())) for m in (model, trial))
-    return trial, max(1, old - new)
+    # The branches the library threw away still count as readers of outer values; a clone does not have them.
+    return clone_model(trial), max(1, old - new)
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:

@@ -17,14 +17,10 @@ _IR_VERSION = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 11, 25: 12}  #: 
 #: Operators that came to mean something else, and the opset at which they did.
 _MEANING: dict[str, int] = {
     "AveragePool": 19,
-    "BatchNormalization": 15,
     "DFT": 20,
     "GridSample": 20,
     "GroupNormalization": 21,
-    "Pad": 18,
-    "Resize": 18,
     "RoiAlign": 16,
-    "Upsample": 9,
 }
 _REDUCTIONS = (
     "ReduceL1",
@@ -65,8 +61,8 @@ def raise_opset(editor: GraphEditor, target: int) -> int:
             adapt = _adapter(node, version)
             if adapt is not None:
                 adapt(editor, node)
-            node.version = None
-        graph.opset_imports[""] = target
+        if "" in graph.opset_imports or graph is model.graph:
+            graph.opset_imports[""] = target
     needed = _IR_VERSION.get(target, 11)
     if model.ir_version is None or model.ir_version < needed:
         model.ir_version = needed
@@ -82,6 +78,8 @@ def _node_obstacle(node: ir.Node, version: int, target: int) -> str:
         return f"{node.op_type} is no operator of opsets {version} to {target}"
     if old.since_version == new.since_version:
         return ""
+    if node.op_type == "BatchNormalization" and len(node.outputs) > 1:
+        return "BatchNormalization in training mode changed its meaning with opset 15"
     changed = _MEANING.get(node.op_type, 0)
     if old.since_version < changed <= new.since_version:
         return f"{node.op_type} changed its meaning with opset {changed}"

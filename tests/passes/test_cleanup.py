@@ -332,6 +332,22 @@ def test_a_decided_if_is_inlined() -> None:
     assert_equal_outputs(model, result, X)
 
 
+def test_a_dead_branch_keeps_nothing_alive() -> None:
+    model = parse("""agraph (float[N, 4] x, bool c) => (float[N, 4] y)
+        <float[4] w = {1, 2, 3, 4}> { u = Exp(x)  v = Mul(u, w)
+        z = If (c) <then_branch = t () => (float[N, 4] r) { r = Neg(v) },
+                    else_branch = e () => (float[N, 4] q) { q = Abs(v) }>
+        k = Constant<value = bool {0}>()
+        y = If (k) <then_branch = t2 () => (float[N, 4] r2) { r2 = Neg(v) },
+                    else_branch = e2 () => (float[N, 4] q2) { q2 = Abs(x) }> }""")
+    result, _ = clean(model)
+    assert ops(result) == ["Abs"] and not result.graph.initializers
+    editor = GraphEditor(clone_model(model))
+    editor.replace_uses(editor.graph.outputs[0], editor.graph.inputs[0])
+    editor.drop_dead()
+    assert ops(editor.model) == ["Identity"] and not editor.graph.initializers
+
+
 def test_loops_keep_their_meaning() -> None:
     model = parse("""agraph (float[N, 4] x, int64 n, bool c) => (float[N, 4] y) {
         y = Loop (n, c, x) <body = b (int64 i, bool k, float[N, 4] h) => (bool k2, float[N, 4] h2) {

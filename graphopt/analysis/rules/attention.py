@@ -44,7 +44,7 @@ def _scores_like(node: NodeAxes, index: int, heads: Atom) -> None:
 
 @rule("Attention", domain=MICROSOFT)
 def packed_attention(node: NodeAxes) -> None:
-    """``X[B, S, D]``, packed weights ``[D, q + k + v]``, bias ``[q + k + v]`` -> ``[B, S, v]``, each ``heads * dim``."""
+    """``X[B, S, D]``, packed weights ``[D, q + k + v]``, bias ``[q + k + v]`` -> ``[B, S, v]``, heads first."""
     x, w, out = node.axes(0), node.axes(1), node.out()
     heads = node.atom(int(node.attr("num_heads")))
     sizes = node.attr("qkv_hidden_sizes") or [w[1].size[0] // 3] * 3
@@ -121,7 +121,7 @@ def _caches(node: NodeAxes, inputs: dict[int, Atom], outputs: dict[int, Atom], h
 
 @rule("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention(node: NodeAxes) -> None:
-    """Queries ``[B, S, kv * group * dim]`` share keys and values ``[B, S, kv * dim]``; packed in one operand or apart."""
+    """Queries ``[B, S, kv * group * dim]`` share keys and values ``[B, S, kv * dim]``; packed or apart."""
     kv = node.atom(int(node.attr("kv_num_heads")))
     group = node.atom(int(node.attr("num_heads")) // kv.size[0])
     heads = node.product(kv, group)

@@ -14,6 +14,13 @@ from graphopt.analysis.atoms import Atom, freeze, product, unify
 from graphopt.analysis.shapes import ShapeTable
 
 MICROSOFT = "com.microsoft"
+
+
+def ops(names: str) -> frozenset[str]:
+    """A set of op types, as one writes them in a sentence."""
+    return frozenset(names.split())
+
+
 #: What exporters put between a Softmax and the product with the values.
 ROW_KEEPING = frozenset({"Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Where"})
 
@@ -208,7 +215,7 @@ class NodeAxes:
         self.facts.sizes.extend(SizeOperand(self.node, index, i, axis) for i, axis in enumerate(axes))
 
     def bound(self, index: int, element: int, axis: Atom, within: Atom) -> None:
-        """Element ``element`` of input ``index`` is a place in ``within``: behind all of ``axis``, which lies at its front."""
+        """Element ``element`` of input ``index`` is a place in ``within``: right behind ``axis``, its front part."""
         self.touched.add(index)
         self.facts.sizes.append(SizeOperand(self.node, index, element, axis, within))
 

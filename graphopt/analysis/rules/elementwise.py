@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from graphopt.analysis.rules.context import MICROSOFT, NodeAxes, rule
+from graphopt.analysis.rules.context import MICROSOFT, NodeAxes, ops, rule
 
-UNARY = (
+UNARY = ops(
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
     "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
-).split()
-NARY = (
+)
+NARY = ops(
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min "
     "Mod Mul Or PRelu Pow Sub Sum Where Xor"
-).split()
+)
 
 
 @rule(*UNARY, *NARY)

@@ -13,10 +13,7 @@ def gather(node: NodeAxes) -> None:
     """``[..., R, ...]`` and indices ``[I...]`` -> ``[..., I..., ...]``; one constant index cuts R like a Slice."""
     data = node.axes(0)
     axis = node.attr("axis", 0) % len(data)
-    picked = node.constant(1)
-    indices = [] if node.facts.shapes.known(node.value(1)) and not node.facts.shapes.dims(node.value(1)) else None
-    if indices is None:
-        indices = node.axes(1)
+    picked, indices = node.constant(1), node.axes(1)
     out = node.out()
     node.same(data[:axis], out[:axis])
     node.same(data[axis + 1 :], out[axis + len(indices) :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.analysis.atoms import Atom, align, concat, freeze, unify
+from graphopt.analysis.atoms import align, concat, freeze, unify
 from graphopt.analysis.rules.context import MICROSOFT, NodeAxes, rule
 
 
@@ -117,10 +117,15 @@ def split(node: NodeAxes) -> None:
 def slice_(node: NodeAxes) -> None:
     """A cut of a static axis with constant bounds and step one splits it into before, middle and after."""
     axes, out = node.axes(0), node.out()
+    starts: np.ndarray | None
+    ends: np.ndarray | None
+    which: np.ndarray | None
+    steps: np.ndarray | None
     if "starts" in node.node.attributes:  # opset < 10
         starts, ends = np.asarray(node.attr("starts")), np.asarray(node.attr("ends"))
-        which = np.asarray(node.attr("axes", range(len(starts))))
-        steps = np.ones(len(starts), dtype=np.int64)
+        count = len(starts)
+        which = np.asarray(node.attr("axes", range(count)))
+        steps = np.ones(count, dtype=np.int64)
         bounds_are_inputs = False
     else:
         # Read at the first assignment: only static axes look at the bounds, and they must agree below.
@@ -130,12 +135,12 @@ def slice_(node: NodeAxes) -> None:
         which = first[2] if node.has(3) else np.arange(count)
         steps = first[3] if node.has(4) else np.ones(count, dtype=np.int64)
         bounds_are_inputs = True
-    cut = set(range(len(axes))) if which is None else {int(a) % len(axes) for a in which}
+    cut = list(range(len(axes))) if which is None else [int(a) % len(axes) for a in which]
     for i, (axis, target) in enumerate(zip(axes, out, strict=True)):
         if i not in cut:
             unify(axis, target)
             continue
-        position = -1 if which is None else [int(a) % len(axes) for a in which].index(i)
+        position = -1 if which is None else cut.index(i)
         if not axis.static or position < 0 or starts is None or ends is None or steps is None:
             if axis.size == target.size and axis.static and which is not None and _whole(starts, position):
                 unify(axis, target)

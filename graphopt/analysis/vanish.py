@@ -1,0 +1,196 @@
+"""Where a unit is zero once all its weights are: what makes removing it the same as masking it.
+
+A product that is summed over the unit (a contraction, or the range that one quantization scale covers) loses a term
+when the unit goes. That term must be zero: at least one factor has to vanish with the unit's weights. A plain weight
+always does; ``sigmoid(x W)`` does not, so two such activations multiplied with each other keep all their members.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.atoms import Atom, find, freeze, leaves
+from graphopt.analysis.rules.context import MICROSOFT, Facts, ops
+
+Zeros = frozenset[Atom]
+NONE: Zeros = frozenset()
+
+#: f(0) = 0, or elements are moved, repeated or averaged without anything being added.
+KEEPS_ZERO = ops(
+    "Abs Asin Asinh Atan Atanh Bernoulli Cast CastLike Ceil Celu CumSum DequantizeLinear Div Dropout "
+    "DynamicQuantizeLinear Elu Erf Expand Flatten Floor Gather Gelu HardSwish Identity LeakyRelu Mish Mod Neg PRelu "
+    "Pad QuantizeLinear QuickGelu RMSNormalization ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum "
+    "ReduceSumSquare Relu Reshape RotaryEmbedding Round Selu Shrink Sign SimplifiedLayerNormalization Sin Sinh Slice "
+    "Softsign Split Sqrt Squeeze Swish Tan Tanh ThresholdedRelu Tile Transpose Trilu Unsqueeze"
+)
+#: Zero where every operand is (BiasGelu and FastGelu add their bias first).
+ADDS = ops("Add Sub Sum Mean Max Min Concat BiasGelu FastGelu")
+#: Zero where any of the named operands is.
+MULTIPLIES: dict[str, tuple[int, ...]] = {
+    "And": (0, 1),
+    "Mul": (0, 1),
+    "MatMul": (0, 1),
+    "FusedMatMul": (0, 1),
+    "TransposeMatMul": (0, 1),
+    "Gemm": (0, 1),
+    "MatMulInteger": (0, 1),
+    "MatMulIntegerToFloat": (0, 1),
+    "DynamicQuantizeMatMul": (0, 1),
+    "QLinearMatMul": (0, 3),
+}
+#: What MULTIPLIES adds afterwards.
+ADDENDS = {"Gemm": 2, "MatMulIntegerToFloat": 6, "DynamicQuantizeMatMul": 4}
+#: The zero points that masked integer weights are set to.
+ZERO_POINTS: dict[tuple[str, int], int] = {
+    ("DequantizeLinear", 0): 2,
+    ("MatMulInteger", 0): 2,
+    ("MatMulInteger", 1): 3,
+    ("MatMulIntegerToFloat", 1): 5,
+    ("DynamicQuantizeMatMul", 1): 3,
+    ("QLinearMatMul", 3): 5,
+}
+#: Weights that divide: left alone by a mask, since zero over zero is no zero.
+DIVISORS = frozenset({("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0), ("QuantizeLinear", 1)})
+
+
+def maskable(node: ir.Node, index: int) -> bool:
+    """Whether ``mask_units`` sets this use of an initializer to (quantized) zero."""
+    value = node.inputs[index]
+    if value is None or value.const_value is None or (node.op_type, index) in DIVISORS:
+        return False
+    return value.const_value.dtype.is_floating_point() or (node.op_type, index) in ZERO_POINTS
+
+
+def zero_point(node: ir.Node, index: int) -> np.ndarray:
+    """What zero is written as in this use of an initializer: a scalar, or one number for each slice of some axis."""
+    slot = ZERO_POINTS.get((node.op_type, index), len(node.inputs))
+    point = node.inputs[slot] if slot < len(node.inputs) else None
+    if point is None or point.const_value is None:
+        return np.zeros((), dtype=np.int64)
+    return point.const_value.numpy()
+
+
+def settle_sums(graph: ir.Graph, facts: Facts) -> None:
+    """Freeze the members of summed axes that do not vanish with their weights."""
+    zeros = _Zeros(facts)
+    for node in graph:
+        zeros.visit(node)
+    for summed in facts.summed:
+        label = f"{summed.node.op_type} {summed.node.name!r}"
+        vanishing = NONE.union(
+            *(zeros.of(summed.node, i) for i in summed.inputs if i < len(summed.node.inputs) and summed.node.inputs[i])
+        )
+        for leaf in dict.fromkeys(leaves(summed.axis)):
+            if leaf.static and not leaf.trivial and leaf not in vanishing:
+                freeze(
+                    leaf, f"added up by {label}, where it does not vanish with its weights"
+                )
+
+
+class _Zeros:
+    """For each value, the leaves whose units are zero in it once masked."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._known: dict[ir.Value, Zeros] = {}
+
+    def of(self, node: ir.Node, index: int) -> Zeros:
+        """Of one input."""
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return NONE
+        axes = self.facts.uses.get((node, index))
+        if axes is not None:
+            return _leaves(axes) if maskable(node, index) else NONE
+        return self._known.get(value, NONE)
+
+    def visit(self, node: ir.Node) -> None:
+        """Derive the outputs' from the inputs'."""
+        zeros = self._result(node)
+        if not zeros:
+            return
+        for value in node.outputs:
+            present = self.facts.outputs.get(value)
+            if present is not None:
+                self._known[value] = zeros & _leaves(present)
+
+    def _result(self, node: ir.Node) -> Zeros:
+        given = [i for i, value in enumerate(node.inputs) if value is not None]
+        kind = node.op_type
+        if not given or node.domain not in ("", MICROSOFT):
+            return NONE
+        if kind in ADDS:
+            return self._all(node, given)
+        if kind in MULTIPLIES:
+            product = NONE.union(*(self.of(node, i) for i in MULTIPLIES[kind]))
+            addend = ADDENDS.get(kind, len(node.inputs))
+            return product if addend not in given else product & self._or_zero(node, addend, product)
+        if kind == "Einsum":
+            return NONE.union(*(self.of(node, i) for i in given))
+        if kind == "Where":
+            return self._all(node, [1, 2])
+        if kind == "Clip":
+            return self.of(node, 0) if _clip_keeps_zero(node) else NONE
+        if kind == "Pow":
+            exponent = _contents(node, 1)
+            return self.of(node, 0) if exponent is not None and np.all(exponent > 0) else NONE
+        if kind == "LayerNormalization":
+            return self.of(node, 0) & (self._or_zero(node, 2, self.of(node, 0)) if 2 in given else self.of(node, 0))
+        if kind in ("Attention", "MultiHeadAttention", "GroupQueryAttention"):
+            return self._attention(node, given)
+        return self.of(node, 0) if kind in KEEPS_ZERO else NONE
+
+    def _attention(self, node: ir.Node, given: list[int]) -> Zeros:
+        """Zero where the values are."""
+        if node.domain == MICROSOFT and node.op_type == "Attention":
+            weights = self.of(node, 1)
+            return weights & self._or_zero(node, 2, weights) if 2 in given else weights
+        values = self.of(node, max(i for i in (0, 1, 2) if i in given))
+        if node.op_type == "MultiHeadAttention" and 3 in given:
+            return values & self._or_zero(node, 3, values)
+        return values
+
+    def _all(self, node: ir.Node, indices: list[int]) -> Zeros:
+        everything = NONE.union(*(self.of(node, i) for i in indices))
+        for i in indices:
+            if node.op_type == "Concat":  # an operand without a unit does not lie where the unit is
+                everything &= self.of(node, i) | (everything - self._present(node, i))
+            else:
+                everything &= self._or_zero(node, i, everything)
+        return everything
+
+    def _present(self, node: ir.Node, index: int) -> Zeros:
+        """All units that one input holds."""
+        value = node.inputs[index]
+        axes = self.facts.uses.get((node, index)) or (self.facts.outputs.get(value) if value is not None else None)
+        return _leaves(axes or [])
+
+    def _or_zero(self, node: ir.Node, index: int, everything: Zeros) -> Zeros:
+        """The input's own, or everything where it is the constant zero."""
+        contents = _contents(node, index)
+        return everything if contents is not None and not np.any(contents) else self.of(node, index)
+
+
+def _leaves(axes: list[Atom]) -> Zeros:
+    return frozenset(find(leaf) for axis in axes for leaf in leaves(axis) if leaf.static and not leaf.trivial)
+
+
+def _contents(node: ir.Node, index: int) -> np.ndarray | None:
+    """Contents of a small constant input."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or value.const_value is None or value.const_value.size > 64 or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def _clip_keeps_zero(node: ir.Node) -> bool:
+    low, high = (node.attributes.get(name) for name in ("min", "max"))
+    if low is not None or high is not None:
+        return (low is None or low.as_float() <= 0) and (high is None or high.as_float() >= 0)
+    for index, sign in ((1, 1), (2, -1)):
+        if index < len(node.inputs) and node.inputs[index] is not None:
+            bound = _contents(node, index)
+            if bound is None or np.any(sign * bound > 0):
+                return False
+    return True

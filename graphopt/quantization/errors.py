@@ -1,0 +1,62 @@
+"""How much of each site's output quantization disturbs, measured on inputs that were not used to choose anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.quantization.balance import site_matrix
+from graphopt.quantization.sites import Linear
+from graphopt.quantization.writer import Choices, StaticRange
+from graphopt.transform import PassContext
+
+_ROWS = 128  #: rows kept of each activation
+_ROWS_PER_BATCH = 8
+
+
+def round_activation(x: np.ndarray, chosen: StaticRange | None) -> np.ndarray:
+    """``x`` as its 256 codes represent it; without a range, with the one that ``x`` itself spans."""
+    if chosen is None:
+        low, high = min(float(x.min(initial=0)), 0.0), max(float(x.max(initial=0)), 0.0)
+        scale = (high - low) / 255.0
+        if scale == 0:
+            return x
+        chosen = StaticRange(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+    codes = np.clip(np.rint(x / np.float32(chosen.scale)) + chosen.zero, 0, 255)
+    return np.asarray((codes - chosen.zero) * np.float32(chosen.scale), dtype=np.float32)
+
+
+def measure_errors(
+    model: ir.Model, ctx: PassContext, readers: Mapping[str, Sequence[Linear]], choices: Choices
+) -> dict[str, float]:
+    """By site name: squared error of the int8 product over the variance of the float product, on the selection split."""
+    exact: dict[str, list[np.ndarray]] = {name: [] for name in readers}
+    rounded: dict[str, list[np.ndarray]] = {name: [] for name in readers}
+    kept = 0
+    for batch in ctx.observe(model, list(readers), split="selection"):
+        for name, x in batch.items():
+            gain = choices.gains.get(name)
+            scaled = x if gain is None else x * gain
+            coded = round_activation(scaled, choices.ranges.get(name)).reshape(-1, x.shape[-1])
+            chosen = np.linspace(0, len(coded) - 1, min(_ROWS_PER_BATCH, len(coded))).astype(int)
+            exact[name].append(x.reshape(coded.shape)[chosen])
+            rounded[name].append(coded[chosen])
+        kept += _ROWS_PER_BATCH
+        if kept >= _ROWS:
+            break
+    errors = {}
+    for name, sites in readers.items():
+        if not exact[name]:
+            continue
+        x, coded = np.concatenate(exact[name]), np.concatenate(rounded[name])
+        for site in sites:
+            codes = choices.codes[site.name]
+            dense = codes.dense()
+            W = site_matrix(site)
+            y = x @ W
+            lost = float(((coded @ (dense.T if site.transposed else dense) - y) ** 2).sum())
+            energy = float(((y - y.mean(axis=0)) ** 2).sum()) if len(y) > 1 else float((y**2).sum())
+            errors[site.name] = lost / energy if energy > 0 else 0.0
+    return errors

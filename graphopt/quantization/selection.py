@@ -1,0 +1,78 @@
+"""Which of the sites found are to be quantized: the user's exclusions, and weights that others need as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import onnx_ir as ir
+
+from graphopt.quantization.sites import Linear, Site, Table
+from graphopt.transform import Declined
+
+Verdict = Callable[[Site], str | None]  #: why a site stays float; None: it may go
+
+
+def excluded(patterns: Sequence[str], op_types: Sequence[str]) -> Verdict:
+    """A site is excluded by its node's name, its weight's name (each also as a regular expression), or its op type."""
+    compiled = [(pattern, re.compile(pattern)) for pattern in patterns]
+    unwanted = set(op_types)
+
+    def verdict(site: Site) -> str | None:
+        for name in (site.node.name or "", site.weight.name or ""):
+            for pattern, expression in compiled:
+                if name == pattern or expression.fullmatch(name):
+                    return f"excluded by {pattern!r}"
+        if site.node.op_type in unwanted:
+            return f"excluded, as every {site.node.op_type}"
+        return None
+
+    return verdict
+
+
+def select(sites: Iterable[Site], verdict: Verdict) -> tuple[list[Site], list[Declined]]:
+    """The sites without objection whose weights nothing else needs as float; and the others, with reasons."""
+    chosen, declined = [], []
+    for site in sites:
+        reason = verdict(site)
+        if reason is None:
+            chosen.append(site)
+        else:
+            declined.append(Declined(site.name, reason))
+    covered = {id(site.node) for site in chosen}
+    kept = []
+    for site in chosen:
+        other = _float_reader(site.weight, covered)
+        if other is None:
+            kept.append(site)
+        else:
+            reason = f"its weight {site.weight.name!r} is also read by {other}, which stays float: it would be stored twice"
+            declined.append(Declined(site.name, reason))
+    return kept, declined
+
+
+def _float_reader(weight: ir.Value, covered: set[int]) -> str | None:
+    """Somebody who goes on needing the float weight."""
+    if weight.is_graph_output():
+        return "the graph's outputs"
+    for node, _ in weight.uses():
+        if id(node) in covered:
+            continue
+        if node.op_type != "Transpose" or not node.outputs[0].uses():
+            return f"{node.op_type} {node.name!r}"
+        if (other := _float_reader(node.outputs[0], covered)) is not None:
+            return other
+    return None
+
+
+def readers_by_activation(sites: Iterable[Site], model: ir.Model) -> dict[str, list[Linear]]:
+    """Linear sites by the activation they read, for the activations that can be observed (those of the main graph)."""
+    found: dict[str, list[Linear]] = {}
+    for site in sites:
+        if isinstance(site, Table) or not site.activation.name:
+            continue
+        producer = site.activation.producer()
+        owner = producer.graph if producer is not None else site.activation.graph
+        if owner is model.graph:
+            found.setdefault(site.activation.name, []).append(site)
+    return found

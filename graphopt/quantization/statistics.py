@@ -1,0 +1,97 @@
+"""What calibration inputs say about the activations that int8 sites read; streamed, memory does not grow with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.transform import PassContext
+
+BINS = 2048
+
+
+class ChannelStatistics:
+    """Smallest, largest and mean squared value of each channel (the last axis) of one activation ``x[..., K]``."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.low = np.zeros(width, dtype=np.float32)  # zero is always in range: it has to have a code
+        self.high = np.zeros(width, dtype=np.float32)
+        self._squares = np.zeros(width)
+
+    def add(self, x: np.ndarray) -> None:
+        """Rows ``[..., K]``."""
+        rows = x.reshape(-1, x.shape[-1])
+        if not len(rows):
+            return
+        self.count += len(rows)
+        np.minimum(self.low, rows.min(axis=0), out=self.low)
+        np.maximum(self.high, rows.max(axis=0), out=self.high)
+        self._squares += np.einsum("tk,tk->k", rows, rows, dtype=np.float64)
+
+    @property
+    def largest(self) -> np.ndarray:
+        """Largest magnitude of each channel."""
+        return np.maximum(self.high, -self.low)
+
+    @property
+    def power(self) -> np.ndarray:
+        """Mean square of each channel."""
+        return self._squares / max(self.count, 1)
+
+
+class Histogram:
+    """Counts over a range that doubles whenever a value falls outside; zero always lies on an edge."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(2 * BINS, dtype=np.int64)
+        self.bound = 0.0
+        self.low = self.high = 0.0
+
+    def add(self, x: np.ndarray) -> None:
+        """All elements of ``x``."""
+        if not x.size:
+            return
+        low, high = float(x.min()), float(x.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        reach = max(-self.low, self.high)
+        if reach == 0:
+            self.counts[BINS] += x.size
+            return
+        if self.bound == 0:
+            self.bound = reach
+        while self.bound < reach:
+            halved = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([np.zeros(BINS // 2, np.int64), halved, np.zeros(BINS // 2, np.int64)])
+            self.bound *= 2
+        self.counts += np.histogram(x, bins=2 * BINS, range=(-self.bound, self.bound))[0]
+
+    @property
+    def centres(self) -> np.ndarray:
+        """The middle of each bin."""
+        return (np.arange(2 * BINS) + 0.5) * (self.bound / BINS) - self.bound
+
+
+def collect_channels(model: ir.Model, ctx: PassContext, values: Iterable[str]) -> dict[str, ChannelStatistics]:
+    """Channel statistics of each named value of the main graph, over the calibration split."""
+    found: dict[str, ChannelStatistics] = {}
+    names = list(values)
+    if names:
+        for batch in ctx.observe(model, names):
+            for name, x in batch.items():
+                found.setdefault(name, ChannelStatistics(x.shape[-1])).add(x)
+    return found
+
+
+def collect_histograms(
+    model: ir.Model, ctx: PassContext, values: Sequence[str], gains: Mapping[str, np.ndarray]
+) -> dict[str, Histogram]:
+    """Histograms of each named value times its gain, over the calibration split."""
+    found = {name: Histogram() for name in values}
+    if values:
+        for batch in ctx.observe(model, list(values)):
+            for name, x in batch.items():
+                found[name].add(x * gains[name] if name in gains else x)
+    return found
