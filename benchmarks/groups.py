@@ -36,9 +36,19 @@ from graphopt.transform import PassContext
 
 SHAPES = ((1, 1), (1, 16), (3, 7), (16, 128))
 RATIO, TOLERANCE = 0.25, 1e-5
-#: role -> sizes of its groups, and the number of layers, by the first word of the file's name
+_TINY = ({"heads": {4: 2}, "neurons": {160: 2}}, 2)
+_GROUPED = ({"heads": {2: 4}, "neurons": {160: 2}}, 2)  # per layer: 2 key-value heads, and 2 query heads in each
+#: role -> unit count -> number of groups, and the number of layers, by the first word of the file's name. In T5 a table
+#: of relative positions ties the heads of all layers of a stack together, and cross-attention shares one bias too.
 EXPECTED: dict[str, tuple[dict[str, dict[int, int]], int]] = {
     "": ({"heads": {12: 6}, "neurons": {1536: 6}}, 6),
+    "bert": _TINY,
+    "refused": _TINY,
+    "gpt2": ({"heads": {4: 2}, "neurons": {256: 2}}, 2),
+    "llama": _GROUPED,
+    "qwen3": _GROUPED,
+    "t5": ({"heads": {4: 3}, "neurons": {128: 4}}, 4),
+    "whisper": ({"heads": {4: 6}, "neurons": {128: 4}}, 4),
 }
 
 

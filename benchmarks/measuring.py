@@ -1,7 +1,7 @@
 """What the checks in this folder share: how they time, how they score, and how they report.
 
-Every check prints a markdown table with one verdict line a limit and exits 1 when a verdict fails; with ``--json FILE`` it
-also writes its rows with the machine, the versions and the settings they hold under.
+Every check prints a markdown table with one verdict line a limit, and exits 1 when a verdict fails. ``--json FILE``
+also writes the rows with the machine, the versions and the settings they hold under.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from graphopt.passes.cleaning.known_shapes import fold_known_dims
 from graphopt.passes.cleaning.lift import inline_functions, lift_constants
 from graphopt.passes.cleaning.merge import merge_equal_nodes
 from graphopt.passes.cleaning.noops import drop_noops
-from graphopt.passes.cleaning.repair import expand_attention_masks
+from graphopt.passes.cleaning.repair import expand_operands
 from graphopt.passes.cleaning.share import share_equal_initializers
 from graphopt.passes.cleaning.simplify import simplify_symbolically
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
@@ -81,7 +81,7 @@ class _Cleaning:
 
     def run(self) -> None:
         editor = GraphEditor(self.model)
-        self.repairs = expand_attention_masks(editor)
+        self.repairs = expand_operands(editor)
         self.measured = _measure(self.model)
         self._step("inline", lambda: inline_functions(self.model))
         for _ in range(_MAX_ROUNDS):

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field, field_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model
-from graphopt.quantization.balance import gains_for
-from graphopt.quantization.errors import measure_errors
-from graphopt.quantization.ranges import RangeMethod, choose_range
-from graphopt.quantization.selection import excluded, readers_by_activation, select
-from graphopt.quantization.sites import Linear, Site, Table, by_weight, find_sites
-from graphopt.quantization.statistics import ChannelStatistics, collect_channels, collect_histograms
-from graphopt.quantization.weights import Codes, quantize, read_matrix
-from graphopt.quantization.writer import Choices, Int8Writer
-from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
+from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
+from graphopt.quantization.ranges import RangeMethod
+from graphopt.quantization.selection import excluded, select
+from graphopt.quantization.sites import Site, Table, find_sites
+from graphopt.quantization.weights import Codes
+from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
-Mode = Literal["dynamic", "static"]
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
 _DYNAMIC_OPSET, _STATIC_OPSET = 11, 13
 
@@ -33,7 +25,7 @@ class Int8Config(PassConfig):
     """Parameters of ``int8``."""
 
     mode: Literal["auto", "dynamic", "static"] = "auto"
-    """How activations are quantized: at run time, or with ranges from calibration inputs; auto takes the faster here."""
+    """Activation ranges: found at run time, or fixed from calibration inputs; auto takes the faster on this machine."""
 
     per_channel: bool = True
     """A scale for each column of a weight, instead of one for the whole of it."""
@@ -41,14 +33,16 @@ class Int8Config(PassConfig):
     embeddings: bool = True
     """Store the rows of embedding tables as int8, too."""
 
-    balance: bool = True
-    """Tame an activation's outlier channels by gains that the weights undo, where that lowers the error much."""
+    balance: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Scale down an activation's outlier channels, and the weights up, where that brings the error down to this share.
+
+    Costs a Mul, or nothing after a norm that only int8 reads. 0: never; 0.5: often, some 4 % slower and much closer."""
 
     calibration: RangeMethod = RangeMethod.MSE
     """How static ranges are chosen from what calibration inputs show."""
 
     max_error: float = Field(default=0.05, ge=0.0, le=1.0)
-    """A site stays float when int8 disturbs more than this share of its output's variance (measured on held-out inputs)."""
+    """A site stays float when int8 disturbs more than this share of its output's variance, on held-out inputs."""
 
     exclude: list[str] = Field(default_factory=list)
     """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
@@ -65,17 +59,6 @@ class Int8Config(PassConfig):
             except re.error as error:
                 raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
         return patterns
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """One way to quantize the model, complete."""
-
-    mode: Mode
-    sites: list[Site]
-    choices: Choices
-    declined: list[Declined]
-    notes: list[str]
 
 
 class Int8(Pass[Int8Config]):
@@ -105,7 +88,17 @@ class Int8(Pass[Int8Config]):
         declined = [*declined, *left]
         if not sites:
             return Plan((), tuple(declined), ("nothing to quantize",))
-        draft, notes = self._resolve(_Drafter(self.config, view.model, ctx, sites))
+        draft, notes = self._resolve(
+            Drafter(
+                view.model,
+                ctx,
+                sites,
+                per_channel=self.config.per_channel,
+                balance=self.config.balance,
+                calibration=self.config.calibration,
+                max_error=self.config.max_error,
+            )
+        )
         changes = [_change(site, draft) for site in draft.sites]
         return Plan(
             tuple(changes),
@@ -122,15 +115,12 @@ class Int8(Pass[Int8Config]):
     def _verdict(self, model: ir.Model) -> _Verdict:
         return _Verdict(self.config, model.graph.opset_imports.get("", 1))
 
-    def _resolve(self, drafter: _Drafter) -> tuple[_Draft, list[str]]:
+    def _resolve(self, drafter: Drafter) -> tuple[Draft, list[str]]:
         """The draft of the mode asked for; for ``auto`` the faster one here that is good enough."""
         mode, ctx = self.config.mode, drafter.ctx
         if not drafter.measurable:
             why = "no data" if ctx.can_run else "the model cannot be run here"
-            notes = [
-                f"{why}: activations are quantized at run time, outlier channels are not balanced, and no site is kept "
-                "float for its error; with data the same file size usually keeps several times closer to the original"
-            ]
+            notes = [f"{why}: dynamic, outlier channels not balanced, no site kept float for its error"]
             if mode == "static":
                 notes.append("mode=static needs data to calibrate on; dynamic is used instead")
             return drafter.draft("dynamic"), notes
@@ -140,7 +130,7 @@ class Int8(Pass[Int8Config]):
         if mode != "auto":
             return drafter.draft(mode), []
         drafts = {m: drafter.draft(m) for m in ("dynamic", "static")}
-        models = {m: _written(drafter.model, draft.choices) for m, draft in drafts.items()}
+        models = {m: written(drafter.model, draft.choices) for m, draft in drafts.items()}
         seconds = ctx.latency(models)
         ratio = seconds["static"] / seconds["dynamic"]
         chosen = "static" if ratio < _FASTER and ctx.acceptable(models["static"]) else "dynamic"
@@ -160,92 +150,12 @@ class _Verdict:
         if isinstance(site, Table):
             return None if self._config.embeddings else "embeddings=false"
         if self._opset < _DYNAMIC_OPSET:
-            return f"opset {self._opset} has no DynamicQuantizeLinear; convert the model to opset {_DYNAMIC_OPSET} or later"
+            return f"opset {self._opset} has no DynamicQuantizeLinear; convert to opset {_DYNAMIC_OPSET} or later"
         tensor = site.weight.const_value
         return None if tensor is not None and tensor.size else "its weight is empty"
 
 
-class _Drafter:
-    """Makes drafts for one model; what both modes need is measured once."""
-
-    def __init__(self, config: Int8Config, model: ir.Model, ctx: PassContext, sites: list[Site]) -> None:
-        self.config, self.model, self.ctx, self.sites = config, model, ctx, sites
-        self.measurable = ctx.has_data and ctx.can_run
-        self.readers = readers_by_activation(sites, model)
-        self.broken: dict[str, str] = {}
-        self.gains: dict[str, np.ndarray] = {}
-        if self.measurable and config.balance:
-            tied = {id(site.weight) for site in sites if isinstance(site, Table)}
-            untied = {n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied for s in ls)}
-            statistics: dict[str, ChannelStatistics] = collect_channels(model, ctx, untied)
-            self.gains = gains_for(statistics, untied)
-        self.codes = self._quantize()
-
-    def _quantize(self) -> dict[str, Codes]:
-        found: dict[str, Codes] = {}
-        with self.ctx.progress("int8 weights", len(self.sites)) as bar:
-            for weight, axis, listed in by_weight(self.sites):
-                tensor = weight.const_value
-                assert tensor is not None
-                W = read_matrix(tensor)
-                first = listed[0]
-                gain = self.gains.get(first.activation.name or "") if isinstance(first, Linear) else None
-                if gain is not None:
-                    W = W / (gain[:, None] if axis == 1 else gain[None, :])
-                per_channel = self.config.per_channel or any(isinstance(s, Table) for s in listed)
-                try:
-                    codes = quantize(W, axis, per_channel=per_channel)
-                except ValueError as error:
-                    self.broken.update({site.name: str(error) for site in listed})
-                else:
-                    found.update({site.name: codes for site in listed})
-                bar.advance(len(listed))
-        return found
-
-    def draft(self, mode: Mode) -> _Draft:
-        """All of it for one mode; sites whose measured error is too large are declined."""
-        sites = [site for site in self.sites if site.name in self.codes]
-        declined = [Declined(name, reason) for name, reason in self.broken.items()]
-        ranges = {}
-        if mode == "static":
-            observed = [n for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)]
-            histograms = collect_histograms(self.model, self.ctx, observed, self.gains)
-            ranges = {name: choose_range(h, self.config.calibration) for name, h in histograms.items()}
-        choices = Choices(self.codes, ranges, self.gains)
-        if self.measurable:
-            readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
-            errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
-            worst = {name: error for name, error in errors.items() if error > self.config.max_error}
-            sites, left = select(sites, lambda site: _too_much(worst.get(site.name), self.config.max_error))
-            declined += left
-        codes = {site.name: self.codes[site.name] for site in sites}
-        return _Draft(mode, sites, Choices(codes, ranges, self.gains), declined, self._notes(sites))
-
-    def _notes(self, sites: Sequence[Site]) -> list[str]:
-        balanced = sorted({s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(self.gains))
-        return [f"outlier channels of {len(balanced)} activations balanced"] if balanced else []
-
-
-def _too_much(error: float | None, limit: float) -> str | None:
-    return None if error is None else f"int8 would disturb {error:.1%} of its output's variance (max_error {limit:.1%})"
-
-
-def write_choices(editor: GraphEditor, choices: Choices) -> None:
-    """Rewrite the named sites of the editor's model."""
-    sites = [site for site in find_sites(editor.model)[0] if site.name in choices.codes]
-    writer = Int8Writer(editor, choices, sites)
-    for site in sites:
-        writer.write(site)
-    editor.drop_dead()
-
-
-def _written(model: ir.Model, choices: Choices) -> ir.Model:
-    clone = clone_model(model)
-    write_choices(GraphEditor(clone), choices)
-    return clone
-
-
-def _change(site: Site, draft: _Draft) -> Change:
+def _change(site: Site, draft: Draft) -> Change:
     codes: Codes = draft.choices.codes[site.name]
     tensor = site.weight.const_value
     assert tensor is not None
@@ -259,5 +169,3 @@ def _change(site: Site, draft: _Draft) -> Change:
     balanced = ", balanced" if name in draft.choices.gains else ""
     scales = "a scale" if len(codes.scale) == 1 else "a scale for each column"
     return Change(site.name, before, f"int8 weight, {scales}; {kind} uint8 activation{balanced}", saves)
-
-

@@ -569,7 +569,7 @@ CASES: dict[Callable[[], ir.Model], Touches] = {
     computed_shapes: (*_attention(), _QUERY_KEY, _VALUE),
     packed_split: _PACKED,
     packed_slices: _PACKED,
-    packed_reshape: _PACKED,
+    packed_reshape: (("heads", 3, ("W.1", "WO.0", "b.0")), ("query-key", 4, ("W.1", "WO.0", "b.0"))),
     rotary: (*_attention(), _VALUE),
     grouped: (
         ("heads", 2, ("WK.1", "WO.0", "WQ.1", "WV.1")),
@@ -618,7 +618,11 @@ CASES: dict[Callable[[], ir.Model], Touches] = {
         ("value", 5, ("WO.1", "WV.2")),
     ),
     embedding: (("neurons", 6, ("W.0", "table.1")),),
-    shared_bias: (("neurons", 16, ("W1.1", "W2.0", "b.0")), ("neurons", 16, ("W3.1", "W4.0", "b.0"))),
+    shared_bias: (
+        ("neurons", 16, ("W1.1", "W2.0", "b.0")),
+        ("neurons", 8, ("W2.1", "W3.0")),
+        ("neurons", 16, ("W3.1", "W4.0", "b.0")),
+    ),
     quantized: (("neurons", 16, ("W1q.1", "W2q.0", "s1.0", "z1.0")),),
     dynamic_quantized: (("neurons", 16, ("W1.1", "W2.0", "s1.0", "z1.0")),),
     tiled: (
@@ -631,6 +635,7 @@ CASES: dict[Callable[[], ir.Model], Touches] = {
     shared_shapes: (
         ("neurons", 3, ("W1.1", "W2.0")),
         ("neurons", 4, ("W1.1", "W2.0")),
+        ("neurons", 8, ("W2.1", "W3.0")),
         ("neurons", 3, ("W3.1", "W4.0")),
         ("neurons", 4, ("W3.1", "W4.0")),
     ),

@@ -17,7 +17,9 @@ SHAPES = ((1, 16), (1, 128), (16, 32), (4, 384))
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 
 
-def model(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], mask_type: int, mask_shape: list[object]) -> bytes:
+def model(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], mask_type: int, mask_shape: list[object]
+) -> bytes:
     width = HEADS * SIZE
     inputs = [helper.make_tensor_value_info(n, FLOAT, ["b", "l", width]) for n in "qkv"]
     inputs.append(helper.make_tensor_value_info("mask", mask_type, mask_shape))
@@ -39,7 +41,11 @@ def parts(*, guard: bool = False, scale: str = "div") -> list[onnx.NodeProto]:
     if scale == "div":
         nodes += [node("MatMul", ["qt", "kt"], ["s0"]), node("Mul", ["s0", "alpha"], ["s"])]
     elif scale == "both":
-        nodes += [node("Mul", ["qt", "root"], ["qs"]), node("Mul", ["kt", "root"], ["ks"]), node("MatMul", ["qs", "ks"], ["s"])]
+        nodes += [
+            node("Mul", ["qt", "root"], ["qs"]),
+            node("Mul", ["kt", "root"], ["ks"]),
+            node("MatMul", ["qs", "ks"], ["s"]),
+        ]
     nodes += [node("Add", ["s", "mask"], ["m"]), node("Softmax", ["m"], ["p0" if guard else "p"], axis=-1)]
     if guard:
         nodes += [node("IsNaN", ["p0"], ["nan"]), node("Where", ["nan", "zero", "p0"], ["p"])]
@@ -95,7 +101,9 @@ def forms() -> dict[str, bytes]:
         node("Reshape", ["ct", "merge"], ["y"]),
     ]
     out["Attention 4-D, transposes around"] = model(four, used(four), FLOAT, full)
-    contrib = [node("MultiHeadAttention", ["q", "k", "v", "", "", "mask"], ["y"], domain="com.microsoft", num_heads=HEADS)]
+    contrib = [
+        node("MultiHeadAttention", ["q", "k", "v", "", "", "mask"], ["y"], domain="com.microsoft", num_heads=HEADS)
+    ]
     out["MultiHeadAttention (contrib)"] = model(contrib, {}, FLOAT, full)
     return out
 
@@ -108,7 +116,11 @@ def feeds(batch: int, length: int, sess: object, *, low: float, empty_row: bool 
     if empty_row:
         lengths[0] = 0
     keep = np.arange(length) < lengths[:, None]
-    keep = keep[:, None, None, :] if info.shape[2] == 1 else np.broadcast_to(keep[:, None, None, :], (batch, 1, length, length))
+    keep = (
+        keep[:, None, None, :]
+        if info.shape[2] == 1
+        else np.broadcast_to(keep[:, None, None, :], (batch, 1, length, length))
+    )
     values["mask"] = np.ascontiguousarray(keep) if "bool" in info.type else np.where(keep, 0, low).astype(np.float32)
     return values
 
@@ -146,7 +158,9 @@ def main() -> None:
                 same = np.allclose(got, expected, atol=1e-6, equal_nan=True)
                 if not same or np.isnan(got).any():
                     note = "nan" if np.isnan(got).any() else f"row 0 within {np.abs(got[0]).max():.3f}"
-                    print(f"  mask {label:12} empty row {empty!s:5} {name:38} {'same' if same else 'DIFFERENT'} ({note})")
+                    print(
+                        f"  mask {label:12} empty row {empty!s:5} {name:38} {'same' if same else 'DIFFERENT'} ({note})"
+                    )
 
 
 if __name__ == "__main__":

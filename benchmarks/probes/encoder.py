@@ -42,7 +42,9 @@ class Form:
     per_column: bool = True
     share: bool = True  #: one DynamicQuantizeLinear for every reader of a value
     rows: tuple[str, ...] = ()  #: of words, places: embedding tables as int8 rows with a scale each
-    value_bias: Literal["own", "folded"] = "own"  #: folded: the key's bias is dropped and the value's moves into the output projection
+    value_bias: Literal["own", "folded"] = (
+        "own"  #: folded: the key's bias is dropped and the value's moves into the output projection
+    )
     opset: int = 20
 
 
@@ -53,9 +55,17 @@ class Encoder:
         from safetensors.numpy import load_file
 
         config = json.loads((folder / "config.json").read_text())
-        self.hidden, self.heads, self.layers = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
+        self.hidden, self.heads, self.layers = (
+            config["hidden_size"],
+            config["num_attention_heads"],
+            config["num_hidden_layers"],
+        )
         self.epsilon = config["layer_norm_eps"]
-        self.w = {k.removeprefix("bert."): np.asarray(v, np.float32) for k, v in load_file(folder / "model.safetensors").items() if v.dtype.kind == "f"}
+        self.w = {
+            k.removeprefix("bert."): np.asarray(v, np.float32)
+            for k, v in load_file(folder / "model.safetensors").items()
+            if v.dtype.kind == "f"
+        }
 
 
 class Writer:
@@ -69,8 +79,12 @@ class Writer:
         self.quantized: dict[str, tuple[str, str, str]] = {}
 
     def op(self, kind: str, *inputs: str, domain: str = "", out: int = 1, name: str = "", **attrs: object) -> str:
-        outs = [name or f"v{next(self.count)}_{kind}"] if out == 1 else [f"v{next(self.count)}_{kind}" for _ in range(out)]
-        self.nodes.append(helper.make_node(kind, list(inputs), outs, domain=domain, name=f"n{next(self.count)}_{kind}", **attrs))
+        outs = (
+            [name or f"v{next(self.count)}_{kind}"] if out == 1 else [f"v{next(self.count)}_{kind}" for _ in range(out)]
+        )
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), outs, domain=domain, name=f"n{next(self.count)}_{kind}", **attrs)
+        )
         return outs[0] if out == 1 else "|".join(outs)
 
     def const(self, value: Array | float | list[int], name: str = "") -> str:
@@ -114,8 +128,21 @@ class Writer:
             g = w.T.reshape(n, k // block, block)
             s = np.maximum(np.abs(g).max(-1) / 127, 1e-12)
             q = (np.clip(np.round(g / s[..., None]), -127, 127) + 128).astype(np.uint8)
-            return self.op("MatMulNBits", x, self.const(q, tag + ".wn"), self.const(s.astype(np.float32).ravel(), tag + ".wns"), "", "", bias,
-                           domain="com.microsoft", K=k, N=n, bits=8, block_size=block, accuracy_level=4)
+            return self.op(
+                "MatMulNBits",
+                x,
+                self.const(q, tag + ".wn"),
+                self.const(s.astype(np.float32).ravel(), tag + ".wns"),
+                "",
+                "",
+                bias,
+                domain="com.microsoft",
+                K=k,
+                N=n,
+                bits=8,
+                block_size=block,
+                accuracy_level=4,
+            )
         if kind == "dynamic_contrib" and not f.share:
             return self.op("DynamicQuantizeMatMul", x, wq, ws, "", bias, domain="com.microsoft")
         if kind == "dynamic_contrib":
@@ -132,7 +159,9 @@ class Writer:
             scale_name, zero = self.const(xs), self.const(xz)
             if x not in self.quantized:
                 self.quantized[x] = (self.op("QuantizeLinear", x, scale_name, zero), "", "")
-            return self.op("MatMulIntegerToFloat", self.quantized[x][0], wq, scale_name, ws, zero, "", bias, domain="com.microsoft")
+            return self.op(
+                "MatMulIntegerToFloat", self.quantized[x][0], wq, scale_name, ws, zero, "", bias, domain="com.microsoft"
+            )
         if kind == "static":
             scale_name, zero = self.const(xs), self.const(xz)
             if x in self.quantized:
@@ -160,14 +189,21 @@ class Writer:
         f, w = self.f, self.e.w
         gamma, beta = self.const(w[tag + ".weight"], tag + ".g"), self.const(w[tag + ".bias"], tag + ".b")
         if residual is not None and f.residual == "contrib":
-            return self.op("SkipLayerNormalization", x, residual, gamma, beta, domain="com.microsoft", epsilon=self.e.epsilon)
+            return self.op(
+                "SkipLayerNormalization", x, residual, gamma, beta, domain="com.microsoft", epsilon=self.e.epsilon
+            )
         if residual is not None:
             x = self.op("Add" if f.residual == "add" else "Sum", x, residual)
         if f.norm == "op":
             return self.op("LayerNormalization", x, gamma, beta, epsilon=self.e.epsilon, axis=-1)
         axes = self.const([-1])
         centred = self.op("Sub", x, self.op("ReduceMean", x, axes))
-        spread = self.op("Sqrt", self.op("Add", self.op("ReduceMean", self.op("Pow", centred, self.const(2.0)), axes), self.const(self.e.epsilon)))
+        spread = self.op(
+            "Sqrt",
+            self.op(
+                "Add", self.op("ReduceMean", self.op("Pow", centred, self.const(2.0)), axes), self.const(self.e.epsilon)
+            ),
+        )
         return self.op("Add", self.op("Mul", self.op("Div", centred, spread), gamma), beta)
 
     def gelu(self, x: str, bias: str | None) -> str:
@@ -181,7 +217,9 @@ class Writer:
         if f.gelu in ("op", "bias_gelu"):
             return self.op("Gelu", x) if f.opset >= 20 else self.op("Gelu", x, domain="com.microsoft")
         if f.gelu == "chain":
-            half = self.op("Mul", x, self.op("Add", self.op("Erf", self.op("Div", x, self.const(2**0.5))), self.const(1.0)))
+            half = self.op(
+                "Mul", x, self.op("Add", self.op("Erf", self.op("Div", x, self.const(2**0.5))), self.const(1.0))
+            )
             return self.op("Mul", half, self.const(0.5))
         gate = self.op("Add", self.op("Erf", self.op("Mul", x, self.const(0.5**0.5))), self.const(1.0))
         return self.op("Mul", self.op("Mul", x, self.const(0.5)), gate)
@@ -257,7 +295,11 @@ class Writer:
 
         def project(w: Array, b: Array, tag: str) -> str:
             heads = np.ascontiguousarray(w.reshape(w.shape[0], n, -1).transpose(1, 0, 2))
-            return self.op("Add", self.op("MatMul", x, self.const(heads, p + tag)), self.const(b.reshape(n, 1, -1).copy(), p + tag + "b"))
+            return self.op(
+                "Add",
+                self.op("MatMul", x, self.const(heads, p + tag)),
+                self.const(b.reshape(n, 1, -1).copy(), p + tag + "b"),
+            )
 
         q, k, v = project(wq, bq, "q"), project(wk, bk, "k"), project(wv, bv, "v")
         s = self.op("Add", self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2])), mask)
@@ -274,7 +316,11 @@ class Writer:
     def merge_shape(self, d: int) -> str:
         if self.f.flat:
             return self.const([-1, d])
-        return self.const([0, 0, d]) if self.f.shapes == "zero" else self.op("Concat", self.op("Shape", "input_ids"), self.const([d]), axis=0)
+        return (
+            self.const([0, 0, d])
+            if self.f.shapes == "zero"
+            else self.op("Concat", self.op("Shape", "input_ids"), self.const([d]), axis=0)
+        )
 
     def bl(self) -> str:
         if "bl" not in self.quantized:
@@ -289,7 +335,12 @@ class Writer:
             shape = self.op("Concat", self.const([1, 1]), length, self.const([1]), axis=0)
             return self.op("Expand", self.op("Cast", wide, to=TensorProto.BOOL), shape)
         if f.mask == "bool_where":
-            return self.op("Where", self.op("Cast", wide, to=TensorProto.BOOL), self.const(0.0), self.const(float(np.finfo(np.float32).min)))
+            return self.op(
+                "Where",
+                self.op("Cast", wide, to=TensorProto.BOOL),
+                self.const(0.0),
+                self.const(float(np.finfo(np.float32).min)),
+            )
         off = self.op("Sub", self.const(1.0), self.op("Cast", wide, to=TensorProto.FLOAT))
         return self.op("Mul", off, self.const(float(np.finfo(np.float32).min)))
 
@@ -310,7 +361,10 @@ class Writer:
         start, axis = self.const([0]), self.const([1])
         if "places" in f.rows:
             table, scales = rows(places)
-            table, scales = (self.op("Slice", self.const(v, n), start, length, axis) for v, n in ((table, "places.q"), (scales, "places.s")))
+            table, scales = (
+                self.op("Slice", self.const(v, n), start, length, axis)
+                for v, n in ((table, "places.q"), (scales, "places.s"))
+            )
             place = self.op("Mul", self.op("Cast", table, to=TensorProto.FLOAT), scales)
         else:
             place = self.op("Slice", self.const(places, "places"), start, length, axis)
@@ -326,13 +380,20 @@ class Writer:
         for i in range(e.layers):
             h = self.layer(h, mask, i)
         if f.flat:
-            self.op("Reshape", h, self.op("Concat", self.bl(), self.const([e.hidden]), axis=0), name="last_hidden_state")
+            self.op(
+                "Reshape", h, self.op("Concat", self.bl(), self.const([e.hidden]), axis=0), name="last_hidden_state"
+            )
         else:
             last = self.nodes[-1]
             last.output[0] = "last_hidden_state"
-        ids = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "sequence"]) for n in ("input_ids", "attention_mask", "token_type_ids")]
+        ids = [
+            helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "sequence"])
+            for n in ("input_ids", "attention_mask", "token_type_ids")
+        ]
         out = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", "sequence", e.hidden])
-        graph = helper.make_graph(self.nodes, "encoder", ids, [out], [numpy_helper.from_array(v, n) for n, v in self.inits.items()])
+        graph = helper.make_graph(
+            self.nodes, "encoder", ids, [out], [numpy_helper.from_array(v, n) for n, v in self.inits.items()]
+        )
         opsets = [helper.make_opsetid("", f.opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 

@@ -27,7 +27,9 @@ FORMS: dict[str, Form] = {
     "Attention, bias as Sum": dataclasses.replace(BASE, bias_sum=True, attention="onnx", opset=23),
     "Attention, flat": dataclasses.replace(BASE, flat=True, attention="onnx", opset=23),
     "value bias folded": dataclasses.replace(BASE, value_bias="folded"),
-    "Attention, bias as Sum, value bias folded": dataclasses.replace(BASE, bias_sum=True, attention="onnx", opset=23, value_bias="folded"),
+    "Attention, bias as Sum, value bias folded": dataclasses.replace(
+        BASE, bias_sum=True, attention="onnx", opset=23, value_bias="folded"
+    ),
     "bias first": dataclasses.replace(BASE, bias_first=True),
     "erf chain x*(erf+1)*.5": dataclasses.replace(BASE, gelu="chain"),
     "erf chain (x*.5)*(erf+1)": dataclasses.replace(BASE, gelu="chain_mul"),

@@ -41,16 +41,32 @@ def pairs() -> dict[str, tuple[bytes, bytes, int]]:
         gamma, beta = {"g": vector(width)}, {"g": vector(width), "b": vector(width)}
         skip = [node("SkipLayerNormalization", ["x", "s", "g", "b"], ["y"], epsilon=1e-12, **ms)]
         parts = [node("Sum", ["x", "s"], ["t"]), node("LayerNormalization", ["t", "g", "b"], ["y"], epsilon=1e-12)]
-        out[f"SkipLayerNormalization {width}"] = build(skip, beta, ["x", "s"], width), build(parts, beta, ["x", "s"], width), width
+        out[f"SkipLayerNormalization {width}"] = (
+            build(skip, beta, ["x", "s"], width),
+            build(parts, beta, ["x", "s"], width),
+            width,
+        )
         skip = [node("SkipSimplifiedLayerNormalization", ["x", "s", "g"], ["y"], epsilon=1e-6, **ms)]
         parts = [node("Sum", ["x", "s"], ["t"]), node("RMSNormalization", ["t", "g"], ["y"], epsilon=1e-6)]
-        out[f"SkipSimplifiedLayerNorm {width}"] = build(skip, gamma, ["x", "s"], width), build(parts, gamma, ["x", "s"], width), width
+        out[f"SkipSimplifiedLayerNorm {width}"] = (
+            build(skip, gamma, ["x", "s"], width),
+            build(parts, gamma, ["x", "s"], width),
+            width,
+        )
     for width in (1536, 4096):
         bias = {"b": vector(width)}
         parts = [node("Sum", ["x", "b"], ["t"]), node("Gelu", ["t"], ["y"])]
-        out[f"BiasGelu {width}"] = build([node("BiasGelu", ["x", "b"], ["y"], **ms)], bias, ["x"], width), build(parts, bias, ["x"], width), width
+        out[f"BiasGelu {width}"] = (
+            build([node("BiasGelu", ["x", "b"], ["y"], **ms)], bias, ["x"], width),
+            build(parts, bias, ["x"], width),
+            width,
+        )
         parts = [node("Sum", ["x", "b"], ["t"]), node("Gelu", ["t"], ["y"], approximate="tanh")]
-        out[f"FastGelu with bias {width}"] = build([node("FastGelu", ["x", "b"], ["y"], **ms)], bias, ["x"], width), build(parts, bias, ["x"], width), width
+        out[f"FastGelu with bias {width}"] = (
+            build([node("FastGelu", ["x", "b"], ["y"], **ms)], bias, ["x"], width),
+            build(parts, bias, ["x"], width),
+            width,
+        )
         fast, tanh = [node("FastGelu", ["x"], ["y"], **ms)], [node("Gelu", ["x"], ["y"], approximate="tanh")]
         out[f"FastGelu / Gelu tanh {width}"] = build(fast, {}, ["x"], width), build(tanh, {}, ["x"], width), width
         chain = [
@@ -58,11 +74,19 @@ def pairs() -> dict[str, tuple[bytes, bytes, int]]:
             node("Mul", ["x", "f"], ["g"]), node("Mul", ["g", "half"], ["y"]),
         ]  # fmt: skip
         constants = {"r": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
-        out[f"Gelu / erf chain {width}"] = build([node("Gelu", ["x"], ["y"])], {}, ["x"], width), build(chain, constants, ["x"], width), width
+        out[f"Gelu / erf chain {width}"] = (
+            build([node("Gelu", ["x"], ["y"])], {}, ["x"], width),
+            build(chain, constants, ["x"], width),
+            width,
+        )
         quick, parts = [node("QuickGelu", ["x"], ["y"], alpha=1.702, **ms)], [
             node("Mul", ["x", "c"], ["t"]), node("Sigmoid", ["t"], ["s"]), node("Mul", ["x", "s"], ["y"])
         ]  # fmt: skip
-        out[f"QuickGelu / Mul Sigmoid Mul {width}"] = build(quick, {}, ["x"], width), build(parts, {"c": np.float32(1.702)}, ["x"], width), width
+        out[f"QuickGelu / Mul Sigmoid Mul {width}"] = (
+            build(quick, {}, ["x"], width),
+            build(parts, {"c": np.float32(1.702)}, ["x"], width),
+            width,
+        )
     return out
 
 
@@ -72,10 +96,17 @@ def main() -> None:
     for name, (fused, parts, width) in pairs().items():
         a, b, row = session(fused), session(parts), []
         for rows in ROWS:
-            feeds = {i.name: np.random.default_rng(0).standard_normal((1, rows, width)).astype(np.float32) for i in a.get_inputs()}
+            feeds = {
+                i.name: np.random.default_rng(0).standard_normal((1, rows, width)).astype(np.float32)
+                for i in a.get_inputs()
+            }
             expected, got = a.run(None, feeds)[0], b.run(None, feeds)[0]
             assert np.allclose(expected, got, atol=1e-4), name
-            times = interleaved({"fused": lambda: a.run(None, feeds), "parts": lambda: b.run(None, feeds)}, reference="parts", seconds=0.8)
+            times = interleaved(
+                {"fused": lambda: a.run(None, feeds), "parts": lambda: b.run(None, feeds)},
+                reference="parts",
+                seconds=0.8,
+            )
             row.append(f"{times['fused'][0] * 1e3:7.0f}/{times['parts'][0] * 1e3:6.0f} = {times['fused'][1]:5.2f}")
         print(f"{name:34}" + "".join(f"{v:>24}" for v in row))
 

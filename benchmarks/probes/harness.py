@@ -111,7 +111,9 @@ def latency_table(
     return ratios
 
 
-def profile(model: str | os.PathLike[str] | bytes, batch: int, length: int, *, runs: int = 50) -> dict[str, tuple[float, int]]:
+def profile(
+    model: str | os.PathLike[str] | bytes, batch: int, length: int, *, runs: int = 50
+) -> dict[str, tuple[float, int]]:
     """Operator type -> (milliseconds a run, nodes), as ONNX Runtime's profiler sees it."""
     sess = session(model, profile=True)
     feeds = token_feeds([i.name for i in sess.get_inputs()], batch, length)

@@ -42,8 +42,12 @@ FORMS: dict[str, Form] = {
     "Attention + static contrib": Form(weights="static_contrib", attention="onnx", opset=23),
     "Attention + dynamic standard": Form(weights="dynamic", attention="onnx", opset=23),
     "Attention + standard + int8 tables": Form(weights="dynamic", attention="onnx", opset=23, rows=("words", "places")),
-    "Attention + standard + value bias folded": Form(weights="dynamic", attention="onnx", opset=23, value_bias="folded"),
-    "Attention + standard + tables + folded": Form(weights="dynamic", attention="onnx", opset=23, rows=("words", "places"), value_bias="folded"),
+    "Attention + standard + value bias folded": Form(
+        weights="dynamic", attention="onnx", opset=23, value_bias="folded"
+    ),
+    "Attention + standard + tables + folded": Form(
+        weights="dynamic", attention="onnx", opset=23, rows=("words", "places"), value_bias="folded"
+    ),
     "Attention + static contrib + tables + folded": Form(
         weights="static_contrib", attention="onnx", opset=23, rows=("words", "places"), value_bias="folded"
     ),
@@ -105,14 +109,18 @@ def main() -> None:
         for name, model in models.items():
             vectors = pairs.embed(model)
             size = f"{len(model) / 1e6:6.2f} MB" if isinstance(model, bytes) else ""
-            print(f"{name:40} Spearman {pairs.spearman(vectors):6.2f}  cosine {(vectors * base).sum(-1).mean():.4f}  {size}")
+            print(
+                f"{name:40} Spearman {pairs.spearman(vectors):6.2f}  cosine {(vectors * base).sum(-1).mean():.4f}  {size}"
+            )
     if args.profile:
         for batch, length in ((1, 16), (1, 128), (16, 32)):
             for name, model in models.items():
                 print_profile(f"{name} {batch}x{length}", profile(model, batch, length))
 
 
-def remap(encoder: Encoder, ranges: dict[str, tuple[float, float]], twin: Form, form: Form) -> dict[str, tuple[float, float]]:
+def remap(
+    encoder: Encoder, ranges: dict[str, tuple[float, float]], twin: Form, form: Form
+) -> dict[str, tuple[float, float]]:
     """The ranges under the names that ``form`` gives the same values."""
     from encoder import Writer
 

@@ -19,7 +19,15 @@ SIZES = ((384, 384), (384, 1152), (384, 1536), (1536, 384))
 ROWS = (16, 128, 512)
 
 
-def build(nodes: list[Node], weights: dict[str, np.ndarray], k: int, *, out: int = TensorProto.FLOAT, opset: int = 21, x: int = TensorProto.FLOAT) -> bytes:
+def build(
+    nodes: list[Node],
+    weights: dict[str, np.ndarray],
+    k: int,
+    *,
+    out: int = TensorProto.FLOAT,
+    opset: int = 21,
+    x: int = TensorProto.FLOAT,
+) -> bytes:
     graph = helper.make_graph(
         nodes,
         "g",
@@ -47,13 +55,19 @@ def forms(k: int, n: int) -> dict[str, bytes]:
     q = node("QuantizeLinear", ["x", "xs", "xz"], ["xq"])
     out: dict[str, bytes] = {}
     out["fp32 MatMul"] = build([node("MatMul", ["x", "w"], ["y"])], {"w": w}, k)
-    out["fp32 MatMul+Add"] = build([node("MatMul", ["x", "w"], ["t"]), node("Add", ["t", "b"], ["y"])], {"w": w, "b": b}, k)
+    out["fp32 MatMul+Add"] = build(
+        [node("MatMul", ["x", "w"], ["t"]), node("Add", ["t", "b"], ["y"])], {"w": w, "b": b}, k
+    )
     out["fp32 Gemm"] = build([node("Gemm", ["x", "w", "b"], ["y"])], {"w": w, "b": b}, k)
-    out["DynamicQuantizeMatMul tensor"] = build([node("DynamicQuantizeMatMul", ["x", "w", "ws"], ["y"], **ms)], {"w": wqt, "ws": ws}, k)
+    out["DynamicQuantizeMatMul tensor"] = build(
+        [node("DynamicQuantizeMatMul", ["x", "w", "ws"], ["y"], **ms)], {"w": wqt, "ws": ws}, k
+    )
     out["DynamicQuantizeMatMul tensor zp"] = build(
         [node("DynamicQuantizeMatMul", ["x", "w", "ws", "wz"], ["y"], **ms)], {"w": wqt, "ws": ws, "wz": z0}, k
     )
-    out["DynamicQuantizeMatMul column"] = build([node("DynamicQuantizeMatMul", ["x", "w", "ws"], ["y"], **ms)], {"w": wq, "ws": col}, k)
+    out["DynamicQuantizeMatMul column"] = build(
+        [node("DynamicQuantizeMatMul", ["x", "w", "ws"], ["y"], **ms)], {"w": wq, "ws": col}, k
+    )
     out["DynamicQuantizeMatMul column zp"] = build(
         [node("DynamicQuantizeMatMul", ["x", "w", "ws", "wz"], ["y"], **ms)], {"w": wq, "ws": col, "wz": zc}, k
     )
@@ -66,23 +80,49 @@ def forms(k: int, n: int) -> dict[str, bytes]:
     out["QL + IntegerToFloat column bias"] = build([q, itf], {"w": wq, "ws": col, "b": b, **static}, k)
     out["QL + IntegerToFloat tensor bias"] = build([q, itf], {"w": wqt, "ws": ws, "b": b, **static}, k)
     out["u8 in: IntegerToFloat column bias"] = build(
-        [node("MatMulIntegerToFloat", ["x", "w", "xs", "ws", "xz", "", "b"], ["y"], **ms)], {"w": wq, "ws": col, "b": b, **static}, k, x=TensorProto.UINT8
+        [node("MatMulIntegerToFloat", ["x", "w", "xs", "ws", "xz", "", "b"], ["y"], **ms)],
+        {"w": wq, "ws": col, "b": b, **static},
+        k,
+        x=TensorProto.UINT8,
     )
     qlm = {"w": wq, "ws": col, "wz": zc, "ys": np.float32(0.05), "yz": xz, **static}
     out["u8 in, u8 out: QLinearMatMul column"] = build(
-        [node("QLinearMatMul", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["y"])], qlm, k, x=TensorProto.UINT8, out=TensorProto.UINT8
+        [node("QLinearMatMul", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["y"])],
+        qlm,
+        k,
+        x=TensorProto.UINT8,
+        out=TensorProto.UINT8,
     )
     out["QL + QLinearMatMul + DQ column"] = build(
-        [q, node("QLinearMatMul", ["xq", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["t"]), node("DequantizeLinear", ["t", "ys", "yz"], ["y"])], qlm, k
+        [
+            q,
+            node("QLinearMatMul", ["xq", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["t"]),
+            node("DequantizeLinear", ["t", "ys", "yz"], ["y"]),
+        ],
+        qlm,
+        k,
     )
     bq = np.round(b / (xs * col)).astype(np.int32)
     out["u8 in, u8 out: QGemm column"] = build(
-        [node("QGemm", ["x", "xs", "xz", "w", "ws", "wz", "b", "ys", "yz"], ["y"], **ms)], {**qlm, "b": bq}, k, x=TensorProto.UINT8, out=TensorProto.UINT8
+        [node("QGemm", ["x", "xs", "xz", "w", "ws", "wz", "b", "ys", "yz"], ["y"], **ms)],
+        {**qlm, "b": bq},
+        k,
+        x=TensorProto.UINT8,
+        out=TensorProto.UINT8,
     )
     out["u8 in, float out: QGemm column"] = build(
-        [node("QGemm", ["x", "xs", "xz", "w", "ws", "wz", "b"], ["y"], **ms)], {k_: v for k_, v in {**qlm, "b": bq}.items() if k_[0] != "y"}, k, x=TensorProto.UINT8
+        [node("QGemm", ["x", "xs", "xz", "w", "ws", "wz", "b"], ["y"], **ms)],
+        {k_: v for k_, v in {**qlm, "b": bq}.items() if k_[0] != "y"},
+        k,
+        x=TensorProto.UINT8,
     )
-    out["MatMulInteger u8 i8 only"] = build([node("MatMulInteger", ["x", "w", "xz"], ["y"])], {"w": wq, "xz": xz}, k, x=TensorProto.UINT8, out=TensorProto.INT32)
+    out["MatMulInteger u8 i8 only"] = build(
+        [node("MatMulInteger", ["x", "w", "xz"], ["y"])],
+        {"w": wq, "xz": xz},
+        k,
+        x=TensorProto.UINT8,
+        out=TensorProto.INT32,
+    )
     for block in (32, 128, k):
         groups = k // block
         if block not in (32, 128) and block & (block - 1):
@@ -90,12 +130,28 @@ def forms(k: int, n: int) -> dict[str, bytes]:
         packed = (rng.integers(0, 255, (n, groups, block))).astype(np.uint8)
         scales = np.full(n * groups, 0.01, np.float32)
         out[f"MatMulNBits 8 bit block {block} level 4"] = build(
-            [node("MatMulNBits", ["x", "w", "s", "", "", "b"], ["y"], K=k, N=n, bits=8, block_size=block, accuracy_level=4, **ms)],
+            [
+                node(
+                    "MatMulNBits",
+                    ["x", "w", "s", "", "", "b"],
+                    ["y"],
+                    K=k,
+                    N=n,
+                    bits=8,
+                    block_size=block,
+                    accuracy_level=4,
+                    **ms,
+                )
+            ],
             {"w": packed, "s": scales, "b": b},
             k,
         )
-    out["QuantizeLinear only"] = build([node("QuantizeLinear", ["x", "xs", "xz"], ["y"])], static, k, out=TensorProto.UINT8)
-    out["DynamicQuantizeLinear only"] = build([node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])], {}, k, out=TensorProto.UINT8)
+    out["QuantizeLinear only"] = build(
+        [node("QuantizeLinear", ["x", "xs", "xz"], ["y"])], static, k, out=TensorProto.UINT8
+    )
+    out["DynamicQuantizeLinear only"] = build(
+        [node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])], {}, k, out=TensorProto.UINT8
+    )
     return out
 
 
@@ -119,9 +175,11 @@ def main() -> None:
                 x = np.random.default_rng(1).standard_normal((m, k)).astype(np.float32)
                 feed = {"x": x if "float" in kind else np.clip(x * 32 + 128, 0, 255).astype(np.uint8)}
                 reps = max(1, int(400 / m))
+
                 def call(s=sess, f=feed, r=reps):  # noqa: ANN001, ANN202
                     for _ in range(r):
                         s.run(None, f)
+
                 calls[name] = call
             for name, (millis, _) in interleaved(calls, reference=reference, seconds=2.5).items():
                 table.setdefault(name, []).append(f"{millis / max(1, int(400 / m)) * 1e3:8.0f}")

@@ -101,8 +101,10 @@ def analyse_axes(model: ir.Model, shapes: ShapeTable) -> AxisAnalysis:
     _find_constants(model.graph, facts)
     for value in model.graph.inputs:
         _freeze_value(facts, value, f"graph input {value.name!r}")
+    live = _live(model.graph)
     for node in model.graph:
-        _apply_rule(node, facts)
+        if node in live:
+            _apply_rule(node, facts)
     for value in model.graph.outputs:
         _freeze_value(facts, value, f"graph output {value.name!r}")
     _freeze_captured(model, facts)
@@ -120,9 +122,17 @@ def _find_constants(graph: ir.Graph, facts: Facts) -> None:
             facts.constants.update(node.outputs)
 
 
+def _live(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that a graph output needs, or that a nested body reads; the others die with any edit."""
+    live: set[ir.Node] = set()
+    for node in reversed(graph):
+        readers = (use.node for value in node.outputs for use in value.uses())
+        if any(v.is_graph_output() for v in node.outputs) or any(r in live or r.graph is not graph for r in readers):
+            live.add(node)
+    return live
+
+
 def _apply_rule(node: ir.Node, facts: Facts) -> None:
-    if not any(o.uses() or o.is_graph_output() for o in node.outputs):
-        return  # dead: its outputs were not measured
     context = NodeAxes(node, facts)
     found = RULES.get((node.domain, node.op_type))
     if found is None:

@@ -24,6 +24,7 @@ from graphopt.pipeline.fidelity import fidelity_report
 from graphopt.pipeline.recipe import GuardSettings
 from graphopt.pipeline.result import Cause, FidelityReport
 from graphopt.pipeline.runs import ModelRuns
+from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.tasks import Metric, score
 from graphopt.runtime.metrics import ComparisonAccumulator, first_problem
 from graphopt.runtime.session import Session
@@ -46,8 +47,11 @@ class Verdict:
 class Guard:
     """Judges candidates against one original."""
 
-    def __init__(self, settings: GuardSettings, original: ModelRuns, metric: Metric | None = None) -> None:
+    def __init__(
+        self, settings: GuardSettings, original: ModelRuns, metric: Metric | None = None, *, talk: Talk | None = None
+    ) -> None:
         self.settings, self.original, self.metric = settings, original, metric
+        self._talk = talk or Silent()
         self._original_score: float | None = None
         self._noise: dict[int, float] = {}
 
@@ -165,7 +169,10 @@ class Guard:
         """Figures against the original over a split, and the number of samples."""
         compared, samples = ComparisonAccumulator(), 0
         dataset = self.original.inputs.batches(split)
-        for (feed, expected), (_, found) in zip(self.original.pairs(split), candidate.pairs(split), strict=True):
-            compared.update(expected, found)
-            samples += dataset.size(feed)
+        both = zip(self.original.pairs(split), candidate.pairs(split), strict=True)
+        with self._talk.progress("comparing outputs", dataset.samples or 0) as bar:
+            for (feed, expected), (_, found) in both:
+                compared.update(expected, found)
+                samples += dataset.size(feed)
+                bar.advance(dataset.size(feed))
         return compared, samples

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,13 +81,32 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def publish(files: list[Path], output: Path) -> list[Path]:
-    """Move staged files into place, data before the model that points to it; returns where they are now."""
+    """Move staged files into place, data before the model that points to it; returns where they are now.
+
+    A Ctrl-C in between comes too late: the result is complete a moment later.
+    """
     try:
-        for file in reversed(files):
-            os.replace(file, output.parent / file.name)
+        with _uninterrupted():
+            for file in reversed(files):
+                os.replace(file, output.parent / file.name)
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error.strerror or error}); choose another output") from error
     return [output.parent / file.name for file in files]
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _same(a: Path, b: Path) -> bool:

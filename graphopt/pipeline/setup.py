@@ -26,9 +26,10 @@ from graphopt.transform import Fidelity
 
 
 def build_steps(recipe: Recipe, registry: Registry, talk: Talk) -> list[BuiltStep]:
-    """All steps of the recipe, ``cleanup`` in front unless named or switched off. Raises UsageError before any work."""
+    """All steps, ``cleanup`` in front unless it is there or switched off. Raises UsageError before any work."""
     steps = []
-    if recipe.cleanup and all(step.name != CLEANUP for step in recipe.passes) and CLEANUP in registry.names:
+    first = recipe.passes[0].name if recipe.passes else None
+    if recipe.cleanup and first != CLEANUP and CLEANUP in registry.names:
         steps.append(BuiltStep(CLEANUP, {}, registry.build(CLEANUP, {}), implicit=True))
     for step in recipe.passes:
         if step.skip is not None:
@@ -78,8 +79,8 @@ def set_up(
             session=lambda: runs.session,
         )
         runs = ModelRuns(reference, runs_inputs, options, label=label)
-        guard = Guard(recipe.guard, runs, wanted)
-        stopwatch = Stopwatch(runs, seed=recipe.seed)
+        guard = Guard(recipe.guard, runs, wanted, talk=talk)
+        stopwatch = Stopwatch(runs, seed=recipe.seed, talk=talk)
 
         def acceptable(candidate: ir.Model) -> bool:
             judged = ModelRuns(candidate, runs_inputs, options, label="a candidate")

@@ -3,46 +3,69 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
+from functools import cached_property
+
+import onnx_ir as ir
 
 from graphopt.pipeline.inputs import Feed
 from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
+from graphopt.pipeline.talk import Silent, Talk
 from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
 
 SLOWER = 1.05  #: a step counts as slower beyond this ratio, in two measurements
 _ROUNDS, _BUDGET = 9, 2.5  #: rounds, and seconds for one table, when a pass or a step is judged
 _FINAL_ROUNDS, _FINAL_BUDGET = 20, 6.0  #: for the table in the report
+_SLOW = 0.5  #: seconds of one run of the original, beyond which a shape is left to the final table
 
 
 class Stopwatch:
     """Times models on the shapes of one original."""
 
-    def __init__(self, original: ModelRuns, *, seed: int) -> None:
+    def __init__(self, original: ModelRuns, *, seed: int, talk: Talk | None = None) -> None:
         self._original, self._seed = original, seed
-        self._feeds: dict[str, Feed] | None = None
+        self._talk = talk or Silent()
 
-    @property
+    @cached_property
     def feeds(self) -> dict[str, Feed]:
         """The timing inputs, by shape."""
-        if self._feeds is None:
-            from onnx_ir import Model
+        model = self._original.model
+        assert isinstance(model, ir.Model)
+        return timing_feeds(model, seed=self._seed, session=self._original.session)
 
-            model = self._original.model
-            assert isinstance(model, Model)
-            self._feeds = timing_feeds(model, seed=self._seed, session=self._original.session)
-        return self._feeds
+    @cached_property
+    def quick_feeds(self) -> dict[str, Feed]:
+        """Those that a step is judged on: without the ones that take the original longer than a moment, but one."""
+        taken: dict[str, float] = {}
+        for shape, feed in self.feeds.items():
+            started = time.perf_counter()
+            self._original.session.run(feed)
+            taken[shape] = time.perf_counter() - started
+        fastest = min(taken, key=lambda shape: taken[shape])
+        return {shape: feed for shape, feed in self.feeds.items() if taken[shape] <= _SLOW or shape == fastest}
 
-    def table(self, models: Mapping[str, ModelRuns], *, rounds: int = _ROUNDS, budget: float = _BUDGET) -> LatencyTable:
+    def table(
+        self, models: Mapping[str, ModelRuns], feeds: Mapping[str, Feed], *, rounds: int, budget: float
+    ) -> LatencyTable:
         """All figures; ratios refer to the first model."""
         sessions = {name: runs.session for name, runs in models.items()}
-        return time_models(sessions, self.feeds, rounds=rounds, budget_seconds=budget)
+        with self._talk.progress("timing", rounds * len(feeds)) as bar:
+            done = 0
+
+            def advance(count: int, _: int) -> None:
+                nonlocal done
+                bar.advance(count - done)
+                done = count
+
+            return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
 
     def seconds(self, models: Mapping[str, ModelRuns], *, rounds: int | None = None) -> dict[str, float]:
         """Median seconds, geometric mean over the shapes."""
         if not models:
             return {}
-        table = self.table(models, rounds=rounds or _ROUNDS)
+        table = self.table(models, self.quick_feeds, rounds=rounds or _ROUNDS, budget=_BUDGET)
         return {name: table.median(name) for name in models}
 
     def step(self, original: ModelRuns, before: ModelRuns, after: ModelRuns) -> tuple[float, float]:
@@ -51,10 +74,10 @@ class Stopwatch:
         if before is original:
             del models["before"]
         reference = "before" if "before" in models else "original"
-        table = self.table(models)
+        table = self.table(models, self.quick_feeds, rounds=_ROUNDS, budget=_BUDGET)
         total, step = table.ratio("after"), table.ratio("after") / table.ratio(reference)
         if step > SLOWER:
-            again = self.table(models, rounds=2 * _ROUNDS, budget=2 * _BUDGET)
+            again = self.table(models, self.quick_feeds, rounds=2 * _ROUNDS, budget=2 * _BUDGET)
             repeated = again.ratio("after") / again.ratio(reference)
             if repeated < step:
                 total, step = again.ratio("after"), repeated
@@ -63,7 +86,7 @@ class Stopwatch:
     def final(self, original: ModelRuns, result: ModelRuns) -> tuple[list[LatencyRow], float, LatencyTable]:
         """The rows of the report and the geometric mean of their ratios."""
         models = {"original": original, "result": result}
-        table = self.table(models, rounds=_FINAL_ROUNDS, budget=_FINAL_BUDGET)
+        table = self.table(models, self.feeds, rounds=_FINAL_ROUNDS, budget=_FINAL_BUDGET)
         rows = [latency_row(table, shape, "original", "result") for shape in self.feeds]
         return rows, table.ratio("result"), table
 

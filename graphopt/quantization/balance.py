@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import ChannelStatistics
 from graphopt.quantization.weights import LEVELS, read_matrix
 
-WORTHWHILE = 0.5  #: the error has to fall to this share, or the extra Mul is not worth it
+_FREE = 0.9  #: a gain that costs no node is taken when the error falls to this share
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 _LOUDEST = 0.1  #: share of channels that may get a gain
 _STEPS = 12
 
@@ -30,8 +32,23 @@ def site_matrix(site: Linear) -> np.ndarray:
     return W.T if site.transposed else W
 
 
-def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear]) -> np.ndarray | None:
-    """The gain of each channel, float32 [K]; None where balancing brings too little."""
+def norm_before(readers: Sequence[Linear]) -> ir.Node | None:
+    """The normalisation whose own scale can take the gain: nothing but ``readers`` reads what it puts out."""
+    value = readers[0].activation
+    node = value.producer()
+    if node is None or node.op_type not in _NORMS or value is not node.outputs[0] or value.is_graph_output():
+        return None
+    known = {id(site.node) for site in readers}
+    if any(id(use.node) not in known for use in value.uses()) or any(o.uses() for o in node.outputs[1:]):
+        return None
+    parameters = [v for v in node.inputs[1:3] if v is not None]
+    width = [1] if not parameters else list(parameters[0].shape.numpy()) if parameters[0].shape is not None else []
+    fixed = all(v.is_initializer() and v.const_value is not None and not v.is_graph_input() for v in parameters)
+    return node if parameters and fixed and len(width) == 1 else None
+
+
+def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthwhile: float) -> np.ndarray | None:
+    """The gain of each channel, float32 [K]; None unless it brings the error down to ``worthwhile`` of what it was."""
     largest = statistics.largest
     quiet = float(np.quantile(largest, 1 - _LOUDEST))
     if quiet <= 0 or largest.max() <= quiet:
@@ -48,7 +65,7 @@ def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear]) -> np.
     bounds = np.geomspace(largest.max(), quiet, _STEPS)
     errors = [error(float(bound)) for bound in bounds]
     best = int(np.argmin(errors))
-    if errors[best] > WORTHWHILE * errors[0]:
+    if errors[best] > worthwhile * errors[0]:
         return None
     return _gain(largest, float(bounds[best]))
 
@@ -60,7 +77,7 @@ def _gain(largest: np.ndarray, bound: float) -> np.ndarray:
 
 
 class _Side:
-    """What the error model needs of one weight ``W[K, N]``: row energies, and maxima of columns, the loud rows apart."""
+    """What the error model needs of one weight ``W[K, N]``: row energies and column maxima, the loud rows apart."""
 
     def __init__(self, W: np.ndarray, loud: np.ndarray) -> None:
         self.loud = loud
@@ -80,7 +97,7 @@ class _Side:
 
 
 def gains_for(
-    statistics: Mapping[str, ChannelStatistics], readers: Mapping[str, Sequence[Linear]]
+    statistics: Mapping[str, ChannelStatistics], readers: Mapping[str, Sequence[Linear]], worthwhile: float
 ) -> dict[str, np.ndarray]:
     """Gains by activation. Weights that serve several activations have one set of codes, so they get none."""
     homes: dict[int, set[str]] = {}
@@ -92,7 +109,8 @@ def gains_for(
         sites = readers[name]
         if any(len(homes[id(site.weight)]) > 1 for site in sites):
             continue
-        gain = choose_gain(known, sites)
+        free = norm_before(sites) is not None
+        gain = choose_gain(known, sites, _FREE if free else worthwhile)
         if gain is not None:
             found[name] = gain
     return found

@@ -31,7 +31,7 @@ def round_activation(x: np.ndarray, chosen: StaticRange | None) -> np.ndarray:
 def measure_errors(
     model: ir.Model, ctx: PassContext, readers: Mapping[str, Sequence[Linear]], choices: Choices
 ) -> dict[str, float]:
-    """By site name: squared error of the int8 product over the variance of the float product, on the selection split."""
+    """By site name: squared error of the int8 product over the variance of the float one, on the selection split."""
     exact: dict[str, list[np.ndarray]] = {name: [] for name in readers}
     rounded: dict[str, list[np.ndarray]] = {name: [] for name in readers}
     kept = 0

@@ -46,7 +46,7 @@ def select(sites: Iterable[Site], verdict: Verdict) -> tuple[list[Site], list[De
         if other is None:
             kept.append(site)
         else:
-            reason = f"its weight {site.weight.name!r} is also read by {other}, which stays float: it would be stored twice"
+            reason = f"its weight {site.weight.name!r} is also read by {other}, which stays float: no second copy"
             declined.append(Declined(site.name, reason))
     return kept, declined
 

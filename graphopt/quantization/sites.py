@@ -39,7 +39,7 @@ _FLOAT_ONLY = {
     "GRU": "recurrent weights are not quantized by this pass yet",
     "RNN": "recurrent weights are not quantized by this pass yet",
     "Einsum": "ONNX Runtime has no int8 Einsum",
-    "MultiHeadAttention": "its weights are biases, too few to gain",
+    "EmbedLayerNormalization": "its tables are inside one contrib op; run fuse before, which takes it apart",
 }
 
 
@@ -86,7 +86,7 @@ class Linear:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Table:
-    """``Gather(weight[rows, D], indices)`` over the rows."""
+    """Rows of ``weight[R, D]``, by a Gather or a Slice over the first axis."""
 
     node: ir.Node
     weight: ir.Value
@@ -125,7 +125,7 @@ def _examine(node: ir.Node) -> Site | str | None:
         return _matmul(node)
     if kind == ("", "Gemm"):
         return _gemm(node)
-    if kind == ("", "Gather"):
+    if kind in (("", "Gather"), ("", "Slice")):
         return _table(node)
     if kind == (MICROSOFT, "Attention"):
         return _attention(node)
@@ -134,7 +134,7 @@ def _examine(node: ir.Node) -> Site | str | None:
         return None
     if node.domain not in ("", MICROSOFT):
         return f"weights of the custom op {node.domain}.{node.op_type} are left alone"
-    return _FLOAT_ONLY.get(node.op_type)
+    return _FLOAT_ONLY.get(node.op_type, f"{node.op_type} has no int8 form")
 
 
 def _is_large_float(value: ir.Value) -> bool:
@@ -170,8 +170,10 @@ def _weight(value: ir.Value) -> tuple[ir.Value, bool] | str | None:
         if tensor.dtype.is_floating_point():
             return f"the weight is {tensor.dtype.name.lower()}; only float32 weights are quantized"
         return None
+    if len(tensor.shape) != 2 and tensor.size >= SMALLEST:
+        return f"the weight has {len(tensor.shape)} axes; only matrices are quantized"
     if len(tensor.shape) != 2:
-        return f"the weight has {len(tensor.shape)} axes; only matrices are quantized" if tensor.size >= SMALLEST else None
+        return None
     if tensor.size < SMALLEST:
         return f"the weight has {tensor.size} elements, fewer than {SMALLEST}: nothing to gain"
     return value, transposed
@@ -244,20 +246,32 @@ def _attention(node: ir.Node) -> Linear | str | None:
 
 def _table(node: ir.Node) -> Table | str | None:
     table = node.inputs[0]
-    if table is None or table.const_value is None or not _is_large_float(table):
+    tensor = table.const_value if table is not None else None
+    if table is None or tensor is None or not table.is_initializer() or not tensor.dtype.is_floating_point():
         return None
-    shape = table.const_value.shape
+    shape = [int(d) for d in tensor.shape.numpy()]
+    if len(shape) < 2 or shape[-1] == 1:
+        return None
     if len(shape) != 2:
         return f"the table has {len(shape)} axes; only rows of a matrix are quantized"
-    axis = _integers(node, "axis")["axis"]
     found = _weight(table)
-    if axis not in (0, -2):
-        return "it gathers columns; only rows are quantized"
-    if isinstance(found, str) or found is None:
+    if found is None or isinstance(found, str):
         return found
-    if int(shape.numpy()[1]) < NARROWEST:
-        return None
+    if not _by_rows(node):
+        return f"its {node.op_type} is not over rows alone"
+    if shape[1] < NARROWEST:
+        return f"its rows have {shape[1]} elements, fewer than {NARROWEST}: with a scale for each they hardly shrink"
     return Table(node, table)
+
+
+def _by_rows(node: ir.Node) -> bool:
+    if node.op_type == "Gather":
+        return _integers(node, "axis")["axis"] in (0, -2)
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        axes = node.inputs[3].const_value
+        return axes is not None and axes.numpy().reshape(-1).tolist() in ([0], [-2])
+    starts = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    return starts is not None and starts.size == 1
 
 
 def _bias_after(node: ir.Node) -> Bias | None:
@@ -287,11 +301,6 @@ def _integers(node: ir.Node, *names: str) -> dict[str, int]:
 
 def _float(node: ir.Node, name: str) -> float:
     return node.attributes[name].as_float() if name in node.attributes else 1.0
-
-
-def in_body(node: ir.Node, model: ir.Model) -> bool:
-    """Whether the node lies in an If, Loop or Scan body."""
-    return node.graph is not model.graph
 
 
 def by_weight(sites: list[Site]) -> Iterator[tuple[ir.Value, int, list[Site]]]:

@@ -9,10 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.quantization.balance import norm_before
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
 from graphopt.quantization.weights import Codes
 
 FLOAT = int(ir.DataType.FLOAT)
+_ATTENTION_ATTRIBUTES = frozenset({"num_heads", "unidirectional", "mask_filter_value", "scale", "do_rotary"})
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,6 +42,16 @@ class Int8Writer:
         self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
         self._weights: dict[tuple[object, ...], ir.Value] = {}
         self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
+        self._norms = self._norms_before(sites)
+
+    def _norms_before(self, sites: Sequence[Site]) -> dict[str, ir.Node]:
+        """The normalisations that take a gain themselves, so that no Mul is needed, by the activation they make."""
+        readers: dict[str, list[Linear]] = {}
+        for site in sites:
+            if isinstance(site, Linear) and (site.activation.name or "") in self.choices.gains:
+                readers.setdefault(site.activation.name or "", []).append(site)
+        found = {name: norm_before(listed) for name, listed in readers.items()}
+        return {name: node for name, node in found.items() if node is not None}
 
     def write(self, site: Site) -> None:
         """Put int8 nodes in the place of ``site``; its own nodes stay behind, dead."""
@@ -110,10 +122,22 @@ class Int8Writer:
             return x
         key = ("gain", id(x), id(site.node.graph))
         if key not in self._activations:
+            norm = self._norms.get(site.activation.name or "")
+            if norm is not None:
+                self._scale_norm(norm, gain)
+                self._activations[key] = [x]
+                return x
             stored = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float16))
             factor = self._add("Cast", [stored], site, to=FLOAT)
             self._activations[key] = [self._add("Mul", [x, factor], site)]
         return self._activations[key][0]
+
+    def _scale_norm(self, norm: ir.Node, gain: np.ndarray) -> None:
+        """Let a normalisation put out ``gain`` times as much."""
+        for index, value in enumerate(norm.inputs[1:3], start=1):
+            if value is not None and value.const_value is not None:
+                array = value.const_value.numpy() * gain
+                self.editor.set_initializer(value, array.astype(np.float32), uses=[(norm, index)])
 
     def _quantized(self, site: Linear) -> list[ir.Value]:
         """Codes, scale and zero point of the activation, one node for all its readers in a graph."""
@@ -158,32 +182,33 @@ class Int8Writer:
             quantized = self._add("QuantizeLinear", [x, scale, zero], site)
             self._activations[key] = [self._add("DequantizeLinear", [quantized, scale, zero], site)]
         gemm = site.node.op_type == "Gemm"
-        codes = self.choices.codes[site.name]
-        per_channel = len(codes.scale) > 1
-        stored = gemm or not site.transposed
-        scale = self._scale(site, site.alpha)
-        if not per_channel:
-            scale = self._initializer(("scalar", id(codes), site.alpha), f"{site.weight.name}_scale",
-                                      np.asarray(codes.scale[0] * np.float32(site.alpha)))
-        weight = self._codes(site) if stored else self._matrix(site)
-        axis = site.scale_axis if stored else 1
-        zero = self._initializer(("zero", per_channel, len(codes.scale)), "int8_zero",
-                                 np.zeros(codes.scale.shape if per_channel else (), dtype=np.int8))
-        attributes = {"axis": axis} if per_channel else {}
-        weight = self._add("DequantizeLinear", [weight, scale, zero], site, **attributes)
-        operands: list[ir.Value | None] = [self._activations[key][0], weight]
+        operands = [self._activations[key][0], self._dequantized(site, stored=gemm)]
         if not gemm:
             return self._biased(site, self._add("MatMul", operands, site))
-        bias = self._integer_bias(site, chosen, codes)
-        if bias is not None:
-            operands.append(bias)
-        result = self._add("Gemm", operands, site, transB=int(site.transposed))
+        bias = self._integer_bias(site, chosen)
+        result = self._add("Gemm", [*operands, bias][: 2 + (bias is not None)], site, transB=int(site.transposed))
         return result if bias is not None else self._biased(site, result)
 
-    def _integer_bias(self, site: Linear, chosen: StaticRange, codes: Codes) -> ir.Value | None:
+    def _dequantized(self, site: Linear, *, stored: bool) -> ir.Value:
+        """The weight behind a DequantizeLinear: as stored, or as [K, N]."""
+        codes = self.choices.codes[site.name]
+        array = self._codes(site) if stored else self._matrix(site)
+        if len(codes.scale) > 1:
+            axis = site.scale_axis if stored else 1
+            operands = [array, self._scale(site, site.alpha), self._zeros(codes.scale.shape)]
+            return self._add("DequantizeLinear", operands, site, axis=axis)
+        factor = np.asarray(codes.scale[0] * np.float32(site.alpha))
+        scale = self._initializer(("scalar", id(codes), site.alpha), f"{site.weight.name}_scale", factor)
+        return self._add("DequantizeLinear", [array, scale, self._zeros(())], site)
+
+    def _zeros(self, shape: tuple[int, ...]) -> ir.Value:
+        return self._initializer(("zero", shape), "int8_zero", np.zeros(shape, dtype=np.int8))
+
+    def _integer_bias(self, site: Linear, chosen: StaticRange) -> ir.Value | None:
         """A Gemm's constant bias as int32 in units of its accumulator; None where the bias is none or computed."""
         if site.bias is None or site.bias.value.const_value is None:
             return None
+        codes = self.choices.codes[site.name]
         width = codes.codes.shape[site.scale_axis]
         array = np.broadcast_to(site.bias.value.const_value.numpy() * site.bias.scale, (1, width))[0]
         unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), (width,))
@@ -199,9 +224,8 @@ class Int8Writer:
         codes, scale, zero = self._quantized(site)
         operands = [codes, self._codes(site), node.inputs[2], scale, self._scale(site)]
         mask = node.inputs[3] if len(node.inputs) > 3 else None
-        width = self.choices.codes[site.name].scale.shape
-        weight_zero = self._initializer(("attention zero", width), "int8_zero", np.zeros(width, dtype=np.int8))
-        kept = {k: a.value for k, a in node.attributes.items() if k in ("num_heads", "unidirectional", "mask_filter_value", "scale", "do_rotary")}
+        weight_zero = self._zeros(self.choices.codes[site.name].scale.shape)
+        kept = {name: attr.value for name, attr in node.attributes.items() if name in _ATTENTION_ATTRIBUTES}
         (out,) = self.editor.insert_node(
             "QAttention",
             [*operands, mask, zero, weight_zero],
@@ -214,8 +238,9 @@ class Int8Writer:
 
     # -- tables ---------------------------------------------------------------------------------------------------
     def _rows(self, site: Table) -> ir.Value:
-        indices = site.node.inputs[1]
-        codes = self._add("Gather", [self._codes(site), indices], site)
+        """Codes and scales of the same rows, read by the same op."""
+        op, where = site.node.op_type, list(site.node.inputs[1:])
+        codes = self._add(op, [self._codes(site), *where], site)
         numbers = self._add("Cast", [codes], site, to=FLOAT)
-        scale = self._add("Gather", [self._scale(site, column=True), indices], site)
+        scale = self._add(op, [self._scale(site, column=True), *where], site)
         return self._add("Mul", [numbers, scale], site)

@@ -87,12 +87,22 @@ def _rewrite_core(work: Work, softmax: ir.Node, shaper: MaskShaper) -> bool:
         length, width = kk if scores.rows else reversed(kk)
         if (qb, qh) != (kb, kh) or (qb, qh) != (vb, vh) or qd != width or length != vl:
             raise _NoMatchError("query, key and value differ in batch, heads or length")
-    mask = shaper.shape(product, scores.masks, query_lengths=tuple(s[2] for s in q), key_lengths=tuple(s[2] for s in v), target=c)
+    mask = shaper.shape(
+        product, scores.masks, query_lengths=tuple(s[2] for s in q), key_lengths=tuple(s[2] for s in v), target=c
+    )
     if isinstance(mask, str):
         raise _NoMatchError(mask)
     key = scores.key if scores.rows else _key_rows(work, scores.key, product)
     attention = work.emit(
-        product, "Attention", scores.query, key, value, mask, like=context, hint=f"{label(product)}/attention", scale=scores.scale
+        product,
+        "Attention",
+        scores.query,
+        key,
+        value,
+        mask,
+        like=context,
+        hint=f"{label(product)}/attention",
+        scale=scores.scale,
     )
     work.change(label(softmax), "MatMul, scale, mask, Softmax, MatMul", "Attention")
     work.replace(context, attention)
@@ -116,7 +126,12 @@ def _value_product(softmax: ir.Node) -> ir.Node | None:
     if guard is not None:
         probabilities = guard
     node = only_reader(probabilities)
-    if node is None or not is_op(node, "MatMul") or node.inputs[0] is not probabilities:
+    if (
+        node is None
+        or not is_op(node, "MatMul")
+        or node.inputs[0] is not probabilities
+        or node.inputs[1] is probabilities
+    ):
         return None
     return node if constant(node.inputs[1]) is None else None
 
@@ -151,7 +166,9 @@ def _read_scores(value: ir.Value, scores: Scores, *, applied: float, depth: int)
                 continue
             _read_scores(inner, scores, applied=applied * (by if node.op_type == "Mul" else 1 / by), depth=depth + 1)
             return
-        raise _NoMatchError(f"its scores are multiplied by {node.inputs[1].name if node.inputs[1] else '?'!r}, which is no number")
+        raise _NoMatchError(
+            f"its scores are multiplied by {node.inputs[1].name if node.inputs[1] else '?'!r}, which is no number"
+        )
     if applied != 1.0:
         raise _NoMatchError("its mask is scaled together with the product")
     if is_op(node, "Add", "Sum"):
@@ -168,7 +185,9 @@ def _read_scores(value: ir.Value, scores: Scores, *, applied: float, depth: int)
             if inner is None or fill is None or condition is None or not _leads_to_product(inner):
                 continue
             if fill > MASK_FILL:
-                raise _NoMatchError(f"it fills masked scores with {fill:g}, which is too near to real scores to be added")
+                raise _NoMatchError(
+                    f"it fills masked scores with {fill:g}, which is too near to real scores to be added"
+                )
             _read_scores(inner, scores, applied=1.0, depth=depth + 1)
             scores.masks.append(Fill(condition, fill, keeps))
             return

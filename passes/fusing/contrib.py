@@ -183,7 +183,13 @@ def _numbers(node: ir.Node) -> tuple[int, float | None]:
 
 
 def _finish(
-    work: Work, node: ir.Node, heads: _Heads, index: ir.Value | None, added: ir.Value | None, shaper: MaskShaper, pads: _Pads
+    work: Work,
+    node: ir.Node,
+    heads: _Heads,
+    index: ir.Value | None,
+    added: ir.Value | None,
+    shaper: MaskShaper,
+    pads: _Pads,
 ) -> str:
     target = tuple((b, heads.count, q, k) for (b, q, _), k in zip(heads.sizes, heads.key_lengths, strict=True))
     if index is not None:
@@ -226,7 +232,9 @@ class _Pads:
             return "the sizes of its mask are unknown"
         if all(s == (b,) for s, b in zip(sizes, batches, strict=True)):
             keep = self._within(node, index, heads)
-        elif len(sizes[0]) in (2, 3) and all(s[0] == b and s[-1] == k for s, b, k in zip(sizes, batches, heads.key_lengths, strict=True)):
+        elif len(sizes[0]) in (2, 3) and all(
+            s[0] == b and s[-1] == k for s, b, k in zip(sizes, batches, heads.key_lengths, strict=True)
+        ):
             zero = work.weight("zero", np.zeros((), (dtype_of(index) or _INT32).numpy()))
             keep = work.emit(node, "Greater", index, zero, dtype=_BOOL)
             axes = [1, 2] if len(sizes[0]) == 2 else [1]
@@ -245,7 +253,9 @@ class _Pads:
         kind = dtype_of(lengths) or _INT32
         axis = work.weight("axis", np.zeros((), np.int64))
         count = work.emit(node, "Shape", heads.key, start=1, end=2, dtype=_INT64)
-        end = work.emit(node, "Cast", work.emit(node, "Gather", count, axis, axis=0, dtype=_INT64), to=int(kind), dtype=kind)
+        end = work.emit(
+            node, "Cast", work.emit(node, "Gather", count, axis, axis=0, dtype=_INT64), to=int(kind), dtype=kind
+        )
         zero, one = (work.weight(n, np.array(v, kind.numpy())) for n, v in (("zero", 0), ("one", 1)))
         places = work.emit(node, "Range", zero, end, one, dtype=kind)
         axes = work.weight("axes", np.array([1, 2, 3], np.int64))

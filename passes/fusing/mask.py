@@ -43,7 +43,13 @@ class MaskShaper:
     _made: dict[object, ir.Value] = field(default_factory=dict)
 
     def shape(
-        self, anchor: ir.Node, masks: Sequence[ir.Value | Fill], *, query_lengths: Lengths, key_lengths: Lengths, target: Sizes
+        self,
+        anchor: ir.Node,
+        masks: Sequence[ir.Value | Fill],
+        *,
+        query_lengths: Lengths,
+        key_lengths: Lengths,
+        target: Sizes,
     ) -> ir.Value | str | None:
         """One mask for a core with these lengths, inserted before ``anchor``; the reason where there is none to be made."""
         parts = []
@@ -68,7 +74,11 @@ class MaskShaper:
             return f"the sizes of its mask {mask.name!r} are unknown"
         for have, (batch, heads, queries, _), keys in zip(sizes, target, key_lengths, strict=True):
             wanted = (batch, heads, queries, keys)
-            if not have or len(have) > 4 or any(a not in (1, b) for a, b in zip(reversed(have), reversed(wanted), strict=False)):
+            if (
+                not have
+                or len(have) > 4
+                or any(a not in (1, b) for a, b in zip(reversed(have), reversed(wanted), strict=False))
+            ):
                 return f"its mask {mask.name!r} of shape {list(have)} does not broadcast to {list(wanted)}"
         return ""
 
@@ -139,7 +149,9 @@ class MaskShaper:
             if all(isinstance(n, int) for n in lengths):
                 shape = self.work.weight("mask_shape", np.array([1] * max(rank - 2, 0) + lengths, np.int64))
             else:
-                parts = [self.work.weight("length", np.array([n], np.int64)) if isinstance(n, int) else n for n in lengths]
+                parts = [
+                    self.work.weight("length", np.array([n], np.int64)) if isinstance(n, int) else n for n in lengths
+                ]
                 shape = self.work.emit(anchor, "Concat", *ones, *parts, axis=0, dtype=ir.DataType.INT64)
             self._made[key] = self.work.emit(anchor, "Expand", mask, shape, dtype=ir.DataType.FLOAT)
             wide = [(*s[:-2], q, k) for s, q, k in zip(sizes, queries, keys, strict=True)]

@@ -47,10 +47,14 @@ def sides(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer that no caller can override, else None."""
-    if value is None or not value.is_initializer() or value.is_graph_input():
+    """The tensor of an initializer that no caller can override, or of a Constant; else None."""
+    if value is None or value.is_graph_input():
         return None
-    return value.const_value
+    if value.is_initializer():
+        return value.const_value
+    node = maker(value, "Constant")
+    attr = node.attributes.get("value") if node is not None else None
+    return attr.as_tensor() if attr is not None and not attr.is_ref() else None
 
 
 def small(value: ir.Value | None) -> np.ndarray[Any, Any] | None:

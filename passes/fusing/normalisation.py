@@ -124,14 +124,14 @@ def _replace(work: Work, node: ir.Node, found: Normalised) -> int:
     scaled = only_reader(node.outputs[0])
     scale = _vector(scaled, node.outputs[0]) if scaled is not None and is_op(scaled, "Mul") else None
     sizes = work.sizes(found.source)
-    if scaled is None or scale is None or sizes is None or sizes[0][-1] != np.prod(scale.shape or (0,)):
+    if scaled is None or scale is None or sizes is None or sizes[0][-1] != _size(scale):
         work.decline(label(node), "this normalisation is not followed by a product with a constant vector of its width")
         return 0
     last, inputs = scaled, [found.source, _flat(work, scale)]
     if found.centred:
         shifted = only_reader(scaled.outputs[0])
         bias = _vector(shifted, scaled.outputs[0]) if shifted is not None and is_op(shifted, "Add") else None
-        if shifted is not None and bias is not None and np.prod(bias.shape or (0,)) == sizes[0][-1]:
+        if shifted is not None and bias is not None and _size(bias) == sizes[0][-1]:
             last, inputs = shifted, [*inputs, _flat(work, bias)]
     kind = "LayerNormalization" if found.centred else "RMSNormalization"
     old = last.outputs[0]
@@ -151,6 +151,11 @@ def _vector(node: ir.Node, other: ir.Value) -> ir.Value | None:
     return None
 
 
+def _size(value: ir.Value) -> int:
+    tensor = constant(value)
+    return int(tensor.size) if tensor is not None else 0
+
+
 def _flat(work: Work, value: ir.Value) -> ir.Value:
     tensor = constant(value)
     assert tensor is not None
@@ -162,7 +167,10 @@ def _flat(work: Work, value: ir.Value) -> ir.Value:
 def starts_normalisation(value: ir.Value) -> bool:
     """Whether ``value`` is what a normalisation, as an operator or written out, takes in."""
     for node in readers(value):
-        if is_op(node, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization") and node.inputs[0] is value:
+        if (
+            is_op(node, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+            and node.inputs[0] is value
+        ):
             return True
         if is_op(node, "Pow", "Mul", "Sub") and any(_normalises(out, value) for out in node.outputs):
             return True

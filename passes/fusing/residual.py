@@ -93,5 +93,3 @@ def _skip(work: Work, node: ir.Node) -> str:
         work.replace(node.outputs[3], total)
     work.replace(out, work.emit(node, kind, *inputs, like=out, axis=-1, epsilon=epsilon))
     return ""
-
-

@@ -83,7 +83,12 @@ class Work:
     ) -> ir.Value:
         """Insert one node before ``anchor``; its output takes type, dims and sizes of ``like``."""
         (out,) = self.editor.insert_node(
-            op_type, inputs, before=anchor, domain=domain, attributes=attributes, name=hint or f"{anchor.name}/{op_type}"
+            op_type,
+            inputs,
+            before=anchor,
+            domain=domain,
+            attributes=attributes,
+            name=hint or f"{anchor.name}/{op_type}",
         )
         if like is not None:
             out.type, out.shape = like.type, like.shape

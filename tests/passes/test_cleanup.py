@@ -473,3 +473,21 @@ def test_a_long_chain_is_cleaned_without_recursion() -> None:
     model = ir.from_proto(helper.make_model(graph, ir_version=8, opset_imports=opset))
     make_names_unique(model)
     assert len(ops(clean(model)[0])) == count // 2
+
+
+def test_rotary_tables_of_one_batch_are_repaired() -> None:
+    model = parse(
+        """agraph (float[B, 2, L, 4] x, float[1, L, 2] angles) => (float[B, 2, L, 4] y) {
+            c = Cos(angles)  s = Sin(angles)  y = RotaryEmbedding(x, c, s) }""",
+        opset=23,
+    )
+    rng = np.random.default_rng(0)
+    feed = {n: rng.standard_normal(s, dtype=np.float32) for n, s in (("x", (3, 2, 5, 4)), ("angles", (1, 5, 2)))}
+    with pytest.raises(Exception, match="cos_cache"):
+        run(model, feed)
+    result, plan = clean(model)
+    assert [c.site for c in plan.changes if c.site.startswith("repair")]
+    first, second = feed["x"][..., :2], feed["x"][..., 2:]
+    cos, sin = np.cos(feed["angles"])[:, None], np.sin(feed["angles"])[:, None]
+    expected = np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    np.testing.assert_allclose(run(result, feed)[0], expected, atol=1e-6)

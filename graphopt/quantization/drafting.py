@@ -1,0 +1,127 @@
+"""Works out one complete way to quantize a model: codes, gains, ranges, and the sites that had better stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.editing import GraphEditor
+from graphopt.model import clone_model
+from graphopt.quantization.balance import gains_for
+from graphopt.quantization.errors import measure_errors
+from graphopt.quantization.ranges import RangeMethod, choose_range
+from graphopt.quantization.selection import readers_by_activation, select
+from graphopt.quantization.sites import Linear, Site, Table, by_weight, find_sites
+from graphopt.quantization.statistics import collect_channels, collect_histograms
+from graphopt.quantization.weights import Codes, quantize, read_matrix
+from graphopt.quantization.writer import Choices, Int8Writer
+from graphopt.transform import Declined, PassContext
+
+Mode = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One way to quantize a model, complete."""
+
+    mode: Mode
+    sites: list[Site]
+    choices: Choices
+    declined: list[Declined]
+    notes: list[str]
+
+
+class Drafter:
+    """Makes drafts for one model; what both modes need is measured once."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        ctx: PassContext,
+        sites: list[Site],
+        *,
+        per_channel: bool = True,
+        balance: float = 0.0,
+        calibration: RangeMethod = RangeMethod.MSE,
+        max_error: float = 1.0,
+    ) -> None:
+        self.model, self.ctx, self.sites = model, ctx, sites
+        self.per_channel, self.calibration, self.max_error = per_channel, calibration, max_error
+        self.measurable = ctx.has_data and ctx.can_run
+        self.readers = readers_by_activation(sites, model)
+        self.broken: dict[str, str] = {}
+        self.gains: dict[str, np.ndarray] = {}
+        if self.measurable and balance:
+            tied = {id(site.weight) for site in sites if isinstance(site, Table)}
+            untied = {n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied for s in ls)}
+            statistics = collect_channels(model, ctx, untied)
+            self.gains = gains_for(statistics, untied, balance)
+        self.codes = self._quantize()
+
+    def _quantize(self) -> dict[str, Codes]:
+        found: dict[str, Codes] = {}
+        with self.ctx.progress("int8 weights", len(self.sites)) as bar:
+            for weight, axis, listed in by_weight(self.sites):
+                tensor = weight.const_value
+                assert tensor is not None
+                W = read_matrix(tensor)
+                first = listed[0]
+                gain = self.gains.get(first.activation.name or "") if isinstance(first, Linear) else None
+                if gain is not None:
+                    W = W / (gain[:, None] if axis == 1 else gain[None, :])
+                per_channel = self.per_channel or any(isinstance(s, Table) for s in listed)
+                try:
+                    codes = quantize(W, axis, per_channel=per_channel)
+                except ValueError as error:
+                    self.broken.update({site.name: str(error) for site in listed})
+                else:
+                    found.update({site.name: codes for site in listed})
+                bar.advance(len(listed))
+        return found
+
+    def draft(self, mode: Mode) -> Draft:
+        """All of it for one mode; sites whose measured error is too large are declined."""
+        sites = [site for site in self.sites if site.name in self.codes]
+        declined = [Declined(name, reason) for name, reason in self.broken.items()]
+        ranges = {}
+        if mode == "static":
+            observed = [n for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)]
+            histograms = collect_histograms(self.model, self.ctx, observed, self.gains)
+            ranges = {name: choose_range(h, self.calibration) for name, h in histograms.items()}
+        choices = Choices(self.codes, ranges, self.gains)
+        if self.measurable:
+            readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
+            errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
+            worst = {name: error for name, error in errors.items() if error > self.max_error}
+            sites, left = select(sites, lambda site: _too_much(worst.get(site.name), self.max_error))
+            declined += left
+        codes = {site.name: self.codes[site.name] for site in sites}
+        return Draft(mode, sites, Choices(codes, ranges, self.gains), declined, self._notes(sites))
+
+    def _notes(self, sites: Sequence[Site]) -> list[str]:
+        balanced = sorted({s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(self.gains))
+        return [f"outlier channels of {len(balanced)} activations balanced"] if balanced else []
+
+
+def _too_much(error: float | None, limit: float) -> str | None:
+    return None if error is None else f"int8 would disturb {error:.1%} of its output's variance (max_error {limit:.1%})"
+
+
+def write_choices(editor: GraphEditor, choices: Choices) -> None:
+    """Rewrite the named sites of the editor's model."""
+    sites = [site for site in find_sites(editor.model)[0] if site.name in choices.codes]
+    writer = Int8Writer(editor, choices, sites)
+    for site in sites:
+        writer.write(site)
+    editor.drop_dead()
+
+
+def written(model: ir.Model, choices: Choices) -> ir.Model:
+    """A rewritten clone."""
+    clone = clone_model(model)
+    write_choices(GraphEditor(clone), choices)
+    return clone

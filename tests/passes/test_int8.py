@@ -1,0 +1,554 @@
+"""``int8``: text in, structure out, near misses, sharing, bodies, and numerics bounded by the quantization step."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from pydantic import ValidationError
+
+from graphopt.analysis.view import GraphView
+from graphopt.editing import GraphEditor, all_graphs
+from graphopt.model import clone_model, digest, make_names_unique, model_bytes, signature
+from graphopt.passes.int8 import Int8
+from graphopt.runtime.session import Session
+from graphopt.transform import Plan, Progress
+
+K, N = 48, 64
+Feed = dict[str, np.ndarray]
+
+
+class Context:
+    """The smallest thing that measures: batches in a list, ONNX Runtime behind it."""
+
+    provider, target, seed = "cpu", "cpu-vnni", 0
+
+    def __init__(self, original: ir.Model, feeds: Sequence[Feed] = (), *, static_ratio: float = 2.0) -> None:
+        self.original, self.feeds = original, list(feeds)
+        self.has_data, self.can_run = bool(feeds), True
+        self.static_ratio = static_ratio
+        self.timed = 0
+
+    def observe(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[Feed]:
+        session = Session(model, outputs=list(values))
+        for feed in self.feeds:
+            yield session.run(feed)
+
+    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
+        self.timed += 1
+        return {name: self.static_ratio if name == "static" else 1.0 for name in models}
+
+    def acceptable(self, model: ir.Model) -> bool:
+        return True
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Progress]:
+        class Bar:
+            def advance(self, steps: int = 1) -> None: ...
+
+        yield Bar()
+
+
+def parse(text: str, weights: Mapping[str, np.ndarray] | None = None, opset: int = 17) -> ir.Model:
+    head = f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
+    model = ir.from_onnx_text(head + textwrap.dedent(text))
+    for name, array in (weights or {}).items():
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        old = next((v for g in all_graphs(model) for n in g for v in n.inputs if v is not None and v.name == name), None)
+        if old is None:
+            continue
+        for node, index in list(old.uses()):
+            node.replace_input_with(index, value)
+        if old in model.graph.inputs:
+            model.graph.inputs.remove(old)
+        model.graph.register_initializer(value)
+    make_names_unique(model)
+    return model
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def matrix(rows: int = K, columns: int = N, seed: int = 0) -> np.ndarray:
+    return rng(seed).standard_normal((rows, columns)).astype(np.float32)
+
+
+def quantize(model: ir.Model, feeds: Sequence[Feed] = (), **parameters: object) -> tuple[ir.Model, Plan]:
+    """Quantize a clone, and hold the invariants that every call must meet."""
+    context = Context(model, feeds)
+    step = Int8(**parameters)
+    before = digest(model)
+    plan = step.plan(GraphView(model), context)  # type: ignore[arg-type]
+    assert digest(model) == before, "plan edited the model"
+    result = clone_model(model)
+    step.apply(GraphEditor(result), plan)
+    assert plan.empty == (digest(result) == before)
+    assert signature(result) == signature(model)
+    again = step.plan(GraphView(result), context)  # type: ignore[arg-type]
+    assert again.empty, again.changes
+    onnx.checker.check_model(ir.to_proto(result), full_check=not plan.empty and "com.microsoft" not in domains(result))
+    assert float_weights(result) >= {d.site for d in plan.declined if False}
+    return result, plan
+
+
+def domains(model: ir.Model) -> set[str]:
+    return {node.domain for node in model.graph.all_nodes()}
+
+
+def float_weights(model: ir.Model, smallest: int = 1024) -> set[str]:
+    """Names of the float tensors of some size that the model still holds."""
+    return {
+        v.name or ""
+        for graph in all_graphs(model)
+        for v in graph.initializers.values()
+        if v.const_value is not None and v.const_value.dtype is ir.DataType.FLOAT and v.const_value.size >= smallest
+    }
+
+
+def ops(model: ir.Model) -> list[str]:
+    return [node.op_type for graph in all_graphs(model) for node in graph]
+
+
+def run(model: ir.Model, feed: Feed, *, optimize: bool = True) -> list[np.ndarray]:
+    return list(Session(model, optimize=optimize).run(feed).values())
+
+
+def relative(model: ir.Model, other: ir.Model, feed: Feed) -> float:
+    """Largest difference over the largest output."""
+    pairs = list(zip(run(model, feed), run(other, feed), strict=True))
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+
+
+def reasons(plan: Plan) -> dict[str, str]:
+    return {d.site: d.reason for d in plan.declined}
+
+
+LINEAR = f"""
+    agraph (float[b, s, {K}] x) => (float[b, s, {N}] y) {{
+        h = MatMul(x, w)
+        y = Add(b, h)
+    }}
+"""
+W = {"w": matrix(), "b": rng(1).standard_normal(N).astype(np.float32)}
+X = {"x": rng(2).standard_normal((2, 5, K)).astype(np.float32)}
+
+
+# -- dynamic --------------------------------------------------------------------------------------------------------
+def test_dynamic_writes_the_pattern_that_onnxruntime_fuses() -> None:
+    model = parse(LINEAR, W)
+    result, plan = quantize(model, mode="dynamic")
+    assert ops(result) == ["DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul", "Mul", "Add"]
+    assert float_weights(result) == set()
+    (change,) = plan.changes
+    assert "a scale for each column; dynamic uint8 activation" in change.after
+    assert change.saves == K * N * 4 - K * N - N * 4
+    last = result.graph.outputs[0].producer()
+    assert last is not None and last.inputs[1] is result.graph.initializers["b"], "only a bias in second place is fused"
+    assert relative(model, result, X) < 0.02
+    assert plan.resolved == {"mode": "dynamic"}
+
+
+def test_the_file_loads_to_one_kernel(tmp_path: object) -> None:
+    import onnxruntime as ort
+
+    result, _ = quantize(parse(LINEAR, W), mode="dynamic")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = f"{tmp_path}/loaded.onnx"
+    options.log_severity_level = 4
+    ort.InferenceSession(ir.to_proto(result).SerializeToString(), options)
+    assert [n.op_type for n in onnx.load(f"{tmp_path}/loaded.onnx").graph.node] == ["DynamicQuantizeMatMul"]
+
+
+def test_error_is_bounded_by_the_steps() -> None:
+    model = parse(LINEAR, W)
+    result, _ = quantize(model, mode="dynamic")
+    x, w = X["x"].reshape(-1, K), W["w"]
+    step_x = (max(x.max(), 0) - min(x.min(), 0)) / 255
+    step_w = np.abs(w).max(axis=0) / 127
+    bound = np.abs(w).sum(axis=0) * step_x + np.abs(x).sum(axis=1)[:, None] * step_w / 2 + K * step_x * step_w
+    difference = np.abs(run(model, X)[0] - run(result, X)[0]).reshape(-1, N)
+    assert (difference <= bound).all()
+
+
+def test_one_quantization_serves_all_readers_of_a_value() -> None:
+    model = parse(
+        f"""
+        agraph (float[b, s, {K}] x) => (float[b, s, {N}] q, float[b, s, {N}] k) {{
+            q = MatMul(x, w)
+            k0 = MatMul(x, u)
+            k = Sum(k0, b)
+        }}
+        """,
+        {**W, "u": matrix(seed=5)},
+    )
+    result, plan = quantize(model, mode="dynamic")
+    assert ops(result).count("DynamicQuantizeLinear") == 1
+    assert ops(result).count("MatMulInteger") == 2
+    assert "Sum" not in ops(result), "the bias is written as Add"
+    assert len(plan.changes) == 2
+    assert relative(model, result, X) < 0.02
+
+
+def test_chain_of_sites() -> None:
+    model = parse(
+        f"""
+        agraph (float[b, s, {K}] x) => (float[b, s, {K}] z) {{
+            y = MatMul(x, w)
+            z = MatMul(y, v)
+        }}
+        """,
+        {"w": matrix(), "v": matrix(N, K, 3)},
+    )
+    result, _ = quantize(model, mode="dynamic")
+    assert ops(result).count("MatMulInteger") == 2 and "MatMul" not in ops(result)
+    assert "y" in {v.name for n in result.graph for v in n.outputs}, "values keep their names"
+    assert relative(model, result, X) < 0.03
+
+
+GEMMS = [
+    ("Gemm(x, w)", (K, N)),
+    ("Gemm <transB = 1> (x, w)", (N, K)),
+    ("Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, w, b)", (N, K)),
+    ("Gemm <alpha = 2.0> (x, w, b)", (K, N)),
+]
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+@pytest.mark.parametrize(("expression", "shape"), GEMMS)
+def test_gemm(expression: str, shape: tuple[int, int], mode: str) -> None:
+    model = parse(
+        f"agraph (float[b, {K}] x) => (float[b, {N}] y) {{ y = {expression} }}", {"w": matrix(*shape), "b": W["b"]}
+    )
+    feed = {"x": X["x"][0]}
+    result, plan = quantize(model, [feed], mode=mode)
+    assert len(plan.changes) == 1 and float_weights(result) == set()
+    assert relative(model, result, feed) < 0.02
+
+
+def test_gemm_with_a_computed_addend() -> None:
+    text = f"agraph (float[b, {K}] x, float[b, {N}] c) => (float[b, {N}] y) {{ y = Gemm %s (x, w, c) }}"
+    feed = {"x": X["x"][0], "c": rng(3).standard_normal((5, N)).astype(np.float32)}
+    model = parse(text % "", W)
+    result, _ = quantize(model, mode="dynamic")
+    assert relative(model, result, feed) < 0.02
+    _, plan = quantize(parse(text % "<beta = 0.5>", W), mode="dynamic")
+    assert plan.empty and "beta=0.5" in plan.declined[0].reason
+
+
+def test_fused_matmul() -> None:
+    text = """
+        agraph (float[b, s, {K}] x) => (float[b, s, {N}] y) {{ y = com.microsoft.FusedMatMul <{flags}> (x, w) }}
+    """
+    model = parse(text.format(K=K, N=N, flags="transB = 1, alpha = 0.25"), {"w": matrix(N, K)})
+    result, _ = quantize(model, mode="dynamic")
+    assert domains(result) == {""}
+    assert relative(model, result, X) < 0.02
+    _, plan = quantize(parse(text.format(K=5, N=5, flags="transA = 1"), {"w": matrix(64, 64)}), mode="dynamic")
+    assert plan.empty and "transposes its activation" in plan.declined[0].reason
+
+
+def test_packed_attention() -> None:
+    heads, width = 4, 32
+    model = parse(
+        f"""
+        agraph (float[b, s, {width}] x, int32[b, s] mask) => (float[b, s, {width}] y) {{
+            y = com.microsoft.Attention <num_heads = {heads}> (x, w, b, mask)
+        }}
+        """,
+        {"w": matrix(width, 3 * width), "b": rng(4).standard_normal(3 * width).astype(np.float32)},
+    )
+    result, _ = quantize(model, mode="dynamic")
+    assert ops(result) == ["DynamicQuantizeLinear", "QAttention"]
+    feed = {"x": rng(5).standard_normal((2, 6, width)).astype(np.float32), "mask": np.ones((2, 6), np.int32)}
+    feed["mask"][0, 4:] = 0
+    assert relative(model, result, feed) < 0.03
+
+
+# -- static ---------------------------------------------------------------------------------------------------------
+def test_static_writes_qdq() -> None:
+    model = parse(LINEAR, W)
+    result, plan = quantize(model, [X], mode="static")
+    expected = ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul", "Add"]
+    assert sorted(ops(result)) == sorted(expected)
+    assert float_weights(result) == set() and plan.resolved == {"mode": "static"}
+    assert relative(model, result, X) < 0.03
+
+
+def test_static_gemm_has_an_integer_bias() -> None:
+    model = parse(f"agraph (float[b, {K}] x) => (float[b, {N}] y) {{ y = Gemm(x, w, b) }}", W)
+    result, _ = quantize(model, [{"x": X["x"][0]}], mode="static")
+    kinds = {v.const_value.dtype for v in result.graph.initializers.values() if v.const_value is not None}
+    assert ir.DataType.INT32 in kinds and "b" not in result.graph.initializers
+
+
+def test_static_without_data_is_dynamic_and_says_so() -> None:
+    result, plan = quantize(parse(LINEAR, W), mode="static")
+    assert "MatMulInteger" in ops(result)
+    assert plan.resolved == {"mode": "dynamic"}
+    assert any("needs data" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(("ratio", "chosen"), [(0.8, "static"), (1.2, "dynamic")])
+def test_auto_takes_the_faster_and_pins_it(ratio: float, chosen: str) -> None:
+    model = parse(LINEAR, W)
+    context = Context(model, [X], static_ratio=ratio)
+    plan = Int8().plan(GraphView(model), context)  # type: ignore[arg-type]
+    assert plan.resolved == {"mode": chosen} and context.timed == 1
+    replay = Int8(**plan.resolved)
+    first, second = clone_model(model), clone_model(model)
+    Int8().apply(GraphEditor(first), plan)
+    replay.apply(GraphEditor(second), replay.plan(GraphView(model), context))  # type: ignore[arg-type]
+    assert context.timed == 1 and digest(first) == digest(second)
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+EMBEDDING = f"""
+    agraph (int64[b, s] ids) => (float[b, s, {K}] y) {{ y = Gather(t, ids) }}
+"""
+IDS = {"ids": rng(6).integers(0, 100, (2, 7))}
+
+
+def test_table_rows() -> None:
+    table = matrix(100, K) * np.geomspace(1e-3, 10, 100, dtype=np.float32)[:, None]
+    model = parse(EMBEDDING, {"t": table})
+    result, plan = quantize(model)
+    assert sorted(ops(result)) == sorted(["Gather", "Cast", "Gather", "Mul"])
+    assert float_weights(result) == set()
+    assert plan.changes[0].saves == 100 * K * 4 - 100 * (K + 4)
+    step = np.abs(table).max(axis=1)[IDS["ids"]][..., None] / 127
+    assert (np.abs(run(model, IDS)[0] - run(result, IDS)[0]) <= 0.51 * step).all()
+
+
+def test_sliced_table() -> None:
+    text = "agraph (int64[1] n) => (float[m, {K}] y) {{ y = Slice(t, zero, n{rest}) }}"
+    weights = {"t": matrix(100, K), "zero": np.array([0]), "axis": np.array([0]), "other": np.array([1])}
+    for rest in ("", ", axis"):
+        model = parse(text.format(K=K, rest=rest), weights)
+        result, _ = quantize(model)
+        assert ops(result).count("Slice") == 2 and float_weights(result) == set()
+        assert relative(model, result, {"n": np.array([9])}) < 0.01
+    _, plan = quantize(parse(text.format(K=K, rest=", other"), weights))
+    assert plan.empty and "not over rows" in plan.declined[0].reason
+
+
+def test_tied_embedding_and_projection_share_one_table() -> None:
+    model = parse(
+        f"""
+        agraph (int64[b, s] ids) => (float[b, s, 100] y) {{
+            h = Gather(t, ids)
+            tt = Transpose <perm = [1, 0]> (t)
+            y = MatMul(h, tt)
+        }}
+        """,
+        {"t": matrix(100, K)},
+    )
+    result, plan = quantize(model, mode="dynamic")
+    assert len(plan.changes) == 2 and sum(c.saves > 0 for c in plan.changes) == 1
+    big = [v for v in result.graph.initializers.values() if v.const_value is not None and v.const_value.size >= 1024]
+    assert [v.const_value.dtype for v in big if v.const_value is not None] == [ir.DataType.INT8]
+    assert relative(model, result, IDS) < 0.03
+
+
+def test_one_weight_of_two_products_is_stored_once() -> None:
+    model = parse(
+        f"""
+        agraph (float[b, s, {K}] x) => (float[b, s, {K}] z) {{
+            a = MatMul(x, w)
+            r = Relu(a)
+            z = MatMul(r, w)
+        }}
+        """,
+        {"w": matrix(K, K)},
+    )
+    result, _ = quantize(model, [X], mode="dynamic", balance=0.9)
+    assert ops(result).count("MatMulInteger") == 2
+    assert model_bytes(result) < K * K * 2
+    assert relative(model, result, X) < 0.03
+
+
+# -- near misses ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("body", "weights", "expected"),
+    [
+        ("y = MatMul(w, x)", {"w": matrix(K, K)}, "left operand"),
+        ("y = MatMul(x, w)", {"w": matrix(K, 4)}, "fewer than 1024"),
+        ("y = MatMul(x, w)", {"w": rng().standard_normal((2, K, N)).astype(np.float32)}, "3 axes"),
+        ("y = Add(x, w)", {"w": matrix(K, K)}, "Add has no int8 form"),
+    ],
+)
+def test_declined(body: str, weights: dict[str, np.ndarray], expected: str) -> None:
+    _, plan = quantize(parse(f"agraph (float[b, {K}, {K}] x) => (float[b, c, d] y) {{ {body} }}", weights))
+    assert plan.empty and expected in plan.declined[0].reason
+
+
+def test_other_types_and_domains_are_declined() -> None:
+    half = parse(f"agraph (float16[b, {K}] x) => (float16[b, {N}] y) {{ y = MatMul(x, w) }}", {"w": matrix().astype(np.float16)})
+    _, plan = quantize(half)
+    assert "float16" in plan.declined[0].reason
+    custom = parse(f"agraph (float[b, {K}] x) => (float[b, {N}] y) {{ y = com.microsoft.Mystery(x, w) }}", W)
+    custom.graph.node(0).domain = "org.example"
+    custom.graph.opset_imports["org.example"] = 1
+    plan = Int8().plan(GraphView(custom), Context(custom))  # type: ignore[arg-type]
+    assert plan.empty and "custom op org.example.Mystery" in plan.declined[0].reason
+
+
+def test_conv_stays_float() -> None:
+    weights = {"w": rng().standard_normal((16, 8, 3, 3)).astype(np.float32)}
+    _, plan = quantize(parse("agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) { y = Conv(x, w) }", weights))
+    assert plan.empty and "ConvInteger is slower" in plan.declined[0].reason
+
+
+def test_old_opset_keeps_products_and_still_packs_tables() -> None:
+    model = parse(
+        f"agraph (int64[b, s] ids) => (float[b, s, {N}] y) {{ h = Gather(t, ids) y = MatMul(h, w) }}",
+        {"t": matrix(100, K), "w": matrix()},
+        opset=10,
+    )
+    _, plan = quantize(model)
+    assert len(plan.changes) == 1 and any("opset 10" in reason for reason in reasons(plan).values())
+
+
+def test_weight_that_something_else_needs_is_left_alone() -> None:
+    model = parse(
+        f"""
+        agraph (float[b, s, {K}] x) => (float[b, s, {N}] y, float[{K}, {N}] copy) {{
+            y = MatMul(x, w)
+            copy = Relu(w)
+        }}
+        """,
+        W,
+    )
+    _, plan = quantize(model)
+    assert plan.empty and "also read by Relu" in next(iter(reasons(plan).values()))
+
+
+def test_not_a_number_is_declined() -> None:
+    broken = matrix()
+    broken[3, 3] = np.nan
+    _, plan = quantize(parse(LINEAR, {**W, "w": broken}))
+    assert plan.empty and "not finite" in plan.declined[0].reason
+
+
+# -- bodies ---------------------------------------------------------------------------------------------------------
+BRANCHES = f"""
+    agraph (float[b, s, {K}] x, bool c) => (float[b, s, {N}] y) {{
+        y = If (c) <
+            then_branch = t () => (float[b, s, {N}] p) {{ p = MatMul(x, w) }},
+            else_branch = e () => (float[b, s, {N}] q) {{ r = Relu(x) q = MatMul(r, u) }}
+        >
+    }}
+"""
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_sites_in_branches(mode: str) -> None:
+    model = parse(BRANCHES, {"w": matrix(), "u": matrix(seed=9)})
+    feeds = [{**X, "c": np.array(flag)} for flag in (True, False)]
+    result, plan = quantize(model, feeds, mode=mode)
+    assert len(plan.changes) == 2 and float_weights(result) == set()
+    assert "dynamic" in plan.changes[-1].after, "values inside a body cannot be observed"
+    for feed in feeds:
+        assert relative(model, result, feed) < 0.03
+
+
+# -- parameters -----------------------------------------------------------------------------------------------------
+TWO = f"""
+    agraph (float[b, s, {K}] x) => (float[b, s, {N}] y, float[b, {N}] z) {{
+        [first] y = MatMul(x, w)
+        [second] f = ReduceMean <axes = [1], keepdims = 0> (x)
+        [third] z = Gemm(f, u)
+    }}
+"""
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"exclude": ["third"]}, {"exclude": ["th.*"]}, {"exclude": ["u"]}, {"exclude_ops": ["Gemm"]}],
+)
+def test_exclusion(parameters: dict[str, list[str]]) -> None:
+    model = parse(TWO, {"w": matrix(), "u": matrix(seed=3)})
+    for node, name in zip(model.graph, ("first", "second", "third"), strict=True):
+        node.name = name
+    result, plan = quantize(model, **parameters)
+    assert [c.site for c in plan.changes] == ["first"]
+    assert "excluded" in reasons(plan)["third"] and float_weights(result) == {"u"}
+
+
+def test_embeddings_can_stay() -> None:
+    _, plan = quantize(parse(EMBEDDING, {"t": matrix(100, K)}), embeddings=False)
+    assert plan.empty and plan.declined[0].reason == "embeddings=false"
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_one_scale_for_a_whole_weight(mode: str) -> None:
+    model = parse(LINEAR, W)
+    result, _ = quantize(model, [X], mode=mode, per_channel=False)
+    scales = [v for v in result.graph.initializers.values() if (v.name or "").startswith("w_scale")]
+    assert [v.const_value.size for v in scales if v.const_value is not None] == [1]
+    assert relative(model, result, X) < 0.04
+
+
+def test_bad_parameters_are_refused() -> None:
+    with pytest.raises(ValidationError, match="no regular expression"):
+        Int8(exclude=["("])
+    with pytest.raises(ValidationError):
+        Int8(mode="fast")
+
+
+# -- with data ------------------------------------------------------------------------------------------------------
+def loud(feed: Feed, factor: float = 60.0) -> Feed:
+    x = feed["x"].copy()
+    x[..., 7] *= factor
+    return {"x": x}
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_loud_channels_are_balanced(mode: str) -> None:
+    model, feed = parse(LINEAR, W), loud(X)
+    plain, _ = quantize(model, [feed], mode=mode, balance=0.0)
+    balanced, plan = quantize(model, [feed], mode=mode)
+    assert "balanced" in plan.changes[0].after
+    exact = run(model, feed)[0]
+    before, after = (float(np.square(run(m, feed)[0] - exact).mean()) for m in (plain, balanced))
+    assert after < 0.2 * before
+
+
+def test_a_norm_takes_the_gain() -> None:
+    scale = np.ones(K, np.float32)
+    scale[5] = 80.0
+    model = parse(
+        f"""
+        agraph (float[b, s, {K}] x) => (float[b, s, {N}] y) {{
+            n = LayerNormalization(x, g, o)
+            y = MatMul(n, w)
+        }}
+        """,
+        {**W, "g": scale, "o": np.zeros(K, np.float32)},
+    )
+    result, plan = quantize(model, [X], mode="dynamic")
+    assert "balanced" in plan.changes[0].after
+    assert ops(result).count("Mul") == 2, "no Mul for the gain"
+    assert relative(model, result, X) < 0.02
+
+
+def test_site_that_would_suffer_stays_float() -> None:
+    x = X["x"].copy()
+    x[0, 0, :] = 3000.0  # one row so loud that all others vanish below one step
+    model = parse(TWO, {"w": matrix(), "u": matrix(seed=3)})
+    feeds = [{"x": x}]
+    _, plan = quantize(model, feeds, mode="static", max_error=0.0)
+    assert plan.empty and all("max_error" in reason for reason in reasons(plan).values())
+
+
+def test_without_data_the_notes_say_what_is_missing() -> None:
+    _, plan = quantize(parse(LINEAR, W))
+    assert any("no data" in note for note in plan.notes)
