@@ -110,7 +110,8 @@ class Int8(Pass[Int8Config]):
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Write int8 nodes in the place of every planned site."""
-        write_choices(editor, plan.payload)
+        if not plan.empty:
+            write_choices(editor, plan.payload)
 
     def _verdict(self, model: ir.Model) -> _Verdict:
         return _Verdict(self.config, model.graph.opset_imports.get("", 1))

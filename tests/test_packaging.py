@@ -37,7 +37,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel and an sdist, built from a copy of the tracked and untracked files without network."""
     source, out = tmp_path_factory.mktemp("source") / "graphopt", tmp_path_factory.mktemp("dist")
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for line in listed.stdout.splitlines():
         origin, copy = ROOT / line, source / line
@@ -47,7 +51,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         elif origin.is_file():
             copy.write_bytes(origin.read_bytes())
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)], check=True, capture_output=True
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
+        check=True,
+        capture_output=True,
     )
     return out
 
@@ -58,7 +64,11 @@ def test_wheel_holds_every_module_once_and_nothing_else(built: Path) -> None:
     modules = {n for n in names if ".dist-info/" not in n}
     expected = set()
     for package in packages_in_tree():
-        root = next(name for name in ("graphopt.passes", "graphopt.exporters", "graphopt") if f"{package}.".startswith(f"{name}."))
+        root = next(
+            name
+            for name in ("graphopt.passes", "graphopt.exporters", "graphopt")
+            if f"{package}.".startswith(f"{name}.")
+        )
         folder = FOLDERS[root].joinpath(*package.split(".")[len(root.split(".")) :])
         expected |= {f"{package.replace('.', '/')}/{file.name}" for file in folder.glob("*.py")}
     data = {n for n in modules if not n.endswith(".py")}

@@ -96,7 +96,6 @@ def quantize(model: ir.Model, feeds: Sequence[Feed] = (), **parameters: object) 
     again = step.plan(GraphView(result), context)  # type: ignore[arg-type]
     assert again.empty, again.changes
     onnx.checker.check_model(ir.to_proto(result), full_check=not plan.empty and "com.microsoft" not in domains(result))
-    assert float_weights(result) >= {d.site for d in plan.declined if False}
     return result, plan
 
 
@@ -264,7 +263,7 @@ def test_packed_attention() -> None:
             y = com.microsoft.Attention <num_heads = {heads}> (x, w, b, mask)
         }}
         """,
-        {"w": matrix(width, 3 * width), "b": rng(4).standard_normal(3 * width).astype(np.float32)},
+        {"w": matrix(width, 3 * width) / 6, "b": rng(4).standard_normal(3 * width).astype(np.float32)},
     )
     result, _ = quantize(model, mode="dynamic")
     assert ops(result) == ["DynamicQuantizeLinear", "QAttention"]
