@@ -41,9 +41,9 @@ def encoder(folder: Path, gigabytes: float) -> Path:
     if not path.exists():
         sized = ["--gigabytes", gigabytes] if gigabytes != 1.3 else []  # 24 layers without being asked
         script = Path(__file__).with_name("big_encoder.py")
-        status, _, _ = measuring.child([sys.executable, script, "write", path, *sized])
-        if status:
-            raise SystemExit(f"big_encoder.py ended with exit status {status}")
+        used = measuring.child([sys.executable, script, "write", path, *sized])
+        if used.status:
+            raise SystemExit(f"big_encoder.py ended with exit status {used.status}")
     return path
 
 
@@ -64,19 +64,20 @@ class Costs:
     ) -> None:
         """One command; its limits, where it has any, become verdicts. ``peak`` is in bytes."""
         log = self.scratch / "cost.log"
-        status, taken, used = measuring.child(command, log)
+        used = measuring.child(command, log)
         size, left = measuring.size_of(source), self._clear()
-        self.report.add(label, round(size / 1e6), round(left / 1e6), round(taken, 1), round(used / GB, 2), status)
-        if status:
+        mega, taken = [round(count / 1e6) for count in (size, left)], used.seconds
+        self.report.add(label, *mega, round(taken, 1), round(used.cpu, 1), round(used.peak / GB, 2), used.status)
+        if used.status:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             print(f"    {lines[-1]}", file=sys.stderr)
         if seconds is None and peak is None and label.partition(" ")[0] != "graphopt":
             return
-        self.report.expect(status == 0, f"{label}: exit status {status}")
+        self.report.expect(used.status == 0, f"{label}: exit status {used.status}")
         if seconds is not None:
             self.report.expect(taken < seconds, f"{label}: {taken:.1f} s, under {seconds:g} s wanted")
         if peak is not None:
-            self.report.expect(used < peak, f"{label}: {used / GB:.2f} GB, under {peak / GB:.2f} GB wanted")
+            self.report.expect(used.peak < peak, f"{label}: {used.peak / GB:.2f} GB, under {peak / GB:.2f} GB wanted")
 
     @property
     def target(self) -> Path:
@@ -102,7 +103,7 @@ def main() -> int:
     parser.add_argument("--skip-huge", action="store_true", help="leave the 2.5 GB model out")
     arguments = parser.parse_args()
     arguments.big.mkdir(parents=True, exist_ok=True)
-    columns = ("command", "input MB", "output MB", "seconds", "peak GB", "exit")
+    columns = ("command", "input MB", "output MB", "seconds", "cpu s", "peak GB", "exit")
     report = measuring.Report("Time and memory of optimize", columns)
     costs = Costs(arguments.big, report)
     tokenizer = arguments.tokenizer

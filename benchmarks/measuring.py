@@ -151,8 +151,9 @@ def interleaved(
     """Time all sessions in turn, one after another in every round, in an order that is drawn anew each round.
 
     Sessions have one thread, the caller's, so the clock is that thread's processor time: what else runs on the machine
-    then costs cache and frequency but no turns. On an idle machine it is the wall clock. ``seconds`` are spent per
-    shape, at least 15 rounds.
+    then costs cache and frequency but no turns. On an idle machine it is the wall clock. Every sample follows an
+    untimed run, because a model in service does not find its weights pushed out by two dozen others. ``seconds`` are
+    spent per shape, at least 15 rounds.
     """
     found: dict[str, dict[tuple[int, int], Timing]] = {name: {} for name in sessions}
     for shape in shapes:
@@ -166,6 +167,7 @@ def interleaved(
             while time.perf_counter() < end or len(times[reference]) < 15:
                 rng.shuffle(order)
                 for name in order:
+                    _once(sessions[name], feed, 1)
                     times[name].append(_once(sessions[name], feed, repeats[name]))
         finally:
             gc.enable()
@@ -196,8 +198,18 @@ def column(shape: tuple[int, int]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def child(command: Sequence[Any], log: Path | None = None) -> tuple[int, float, int]:
-    """Run a command; its exit status, wall seconds and peak resident bytes.
+@dataclass(frozen=True)
+class Usage:
+    """What a command took."""
+
+    status: int  #: exit status
+    seconds: float  #: by the clock on the wall
+    cpu: float  #: processor seconds, user and system
+    peak: int  #: resident bytes
+
+
+def child(command: Sequence[Any], log: Path | None = None) -> Usage:
+    """Run a command in a process of its own.
 
     A child's peak starts at what its parent had resident, so callers must stay small themselves.
     """
@@ -211,7 +223,7 @@ def child(command: Sequence[Any], log: Path | None = None) -> tuple[int, float, 
             stream.close()
     started.returncode = os.waitstatus_to_exitcode(status)
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return started.returncode, time.perf_counter() - start, peak
+    return Usage(started.returncode, time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak)
 
 
 # -- quality --------------------------------------------------------------------------------------------------------

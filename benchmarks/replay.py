@@ -22,10 +22,8 @@ PASSES = "prune(ratio=0.3),fuse,int8"
 def run(model: Path, target: Path, log: Path, *options: object) -> tuple[int, float]:
     """``graphopt optimize`` in a process of its own; exit status and seconds."""
     code = "import sys; from graphopt.cli import main; sys.exit(main())"
-    status, seconds, _ = measuring.child(
-        [sys.executable, "-c", code, "optimize", model, "-o", target, "--threads", 1, *options], log
-    )
-    return status, seconds
+    used = measuring.child([sys.executable, "-c", code, "optimize", model, "-o", target, "--threads", 1, *options], log)
+    return used.status, used.seconds
 
 
 def main() -> int:

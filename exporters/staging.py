@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from graphopt.errors import GraphoptError, UsageError
+from graphopt.model import replaceable
 
 
 def target_path(path: str | os.PathLike[str]) -> Path:
@@ -20,6 +21,8 @@ def target_path(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name the file to write, such as {target / 'model.onnx'}")
+    if not replaceable(target):
+        raise UsageError(f"{target} is not a plain file, so it is not replaced; choose another output")
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: the folder {target.parent} does not exist")
     return target

@@ -43,12 +43,18 @@ class Consumer:
         return self.touch.axis == 1
 
     def matrix(self) -> np.ndarray:
-        """``W`` as float64 [K, N], whatever way round it is stored; a Gemm's alpha or FusedMatMul's is not applied."""
+        """``W`` as float64 [K, N], whatever way round it is stored, times the node's alpha."""
         tensor = self.touch.value.const_value
         if tensor is None:
             raise ValueError(f"{self.touch.name!r} has no data")
-        array = tensor.numpy().astype(np.float64)
+        array = tensor.numpy().astype(np.float64) * attribute(self.node, "alpha", 1.0)
         return array.T if self.transposed else array
+
+
+def attribute(node: ir.Node, name: str, default: float) -> float:
+    """A number among a node's attributes."""
+    found = node.attributes.get(name)
+    return default if found is None or found.value is None else float(found.value)
 
 
 def consumers(group: Group) -> list[Consumer]:
@@ -64,10 +70,9 @@ def consumers(group: Group) -> list[Consumer]:
             or len(tensor.shape) != 2
         ):
             continue
-        flags = {name: attr.as_int() for name, attr in node.attributes.items() if name.startswith("trans")}
-        if flags.get("transA") or flags.get("transBatchA") or flags.get("transBatchB"):
+        if any(attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB")):
             continue
-        if touch.axis == (1 if flags.get("transB") else 0) and tensor.dtype.is_floating_point():
+        if touch.axis == (1 if attribute(node, "transB", 0) else 0) and tensor.dtype.is_floating_point():
             found.append(Consumer(node, touch, group.positions(touch)))
     return found
 

@@ -23,7 +23,7 @@ from graphopt.errors import ModelError
 from graphopt.model_checks import DefectError, check_proto
 from graphopt.model_digest import attribute_bytes, digest, structure_digest, tensor_digest
 from graphopt.model_names import make_names_unique
-from graphopt.model_saving import EXTERNAL_ABOVE, SOURCE_KEY, save_model
+from graphopt.model_saving import EXTERNAL_ABOVE, SOURCE_KEY, replaceable, save_model
 from graphopt.model_tensors import (
     DataFile,
     FileTensor,
@@ -52,6 +52,7 @@ __all__ = [
     "model_bytes",
     "open_model",
     "provenance",
+    "replaceable",
     "save_model",
     "set_provenance",
     "signature",
@@ -220,7 +221,7 @@ def _check_operators(model: ir.Model) -> None:
                     undo.append(partial(setattr, node, "domain", node.domain))
                     node.domain = "com.microsoft"
                 for name, attr in list(node.attributes.items()):
-                    if any(tensor.size > _SMALL for tensor in attribute_tensors(attr)):
+                    if any(_placeholder(tensor) is not tensor for tensor in attribute_tensors(attr)):
                         undo.append(partial(node.attributes.__setitem__, name, attr))
                         held = [_placeholder(tensor) for tensor in attribute_tensors(attr)]
                         single = attr.type is ir.AttributeType.TENSOR
@@ -239,9 +240,12 @@ def _check_operators(model: ir.Model) -> None:
 
 
 def _placeholder(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if tensor.dtype is ir.DataType.STRING or tensor.size <= _SMALL:
-        return tensor
-    return tensor_from_bytes(tensor.dtype, [0], b"", name=tensor.name or "")
+    """What the checker sees: small tensors with their values, wherever these are stored, and large ones empty."""
+    if tensor.dtype is not ir.DataType.STRING and tensor.size > _SMALL:
+        return tensor_from_bytes(tensor.dtype, [0], b"", name=tensor.name or "")
+    if isinstance(tensor, ir.ExternalTensor):  # the checker would look for the data file in the working folder
+        return tensor_from_bytes(tensor.dtype, tensor.shape.numpy(), tensor.tobytes(), name=tensor.name or "")
+    return tensor
 
 
 def is_standard_op(node: ir.Node, model: ir.Model) -> bool:

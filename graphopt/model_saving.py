@@ -141,8 +141,15 @@ def _check_target(model: ir.Model, layout: _Layout) -> None:
     for file in (target, layout.data_path):
         if file.is_dir():
             raise ModelError(f"{file}: is a folder; give a file name")
+        if not replaceable(file):
+            raise ModelError(f"{file}: is not a plain file, so it is not replaced; choose another output")
         if any(_same_file(file, source) for source in sources):
             raise ModelError(f"{file}: holds the input model, which is never overwritten; choose another output")
+
+
+def replaceable(path: Path) -> bool:
+    """Whether nothing or a plain file is there: renaming over a device or a pipe would destroy it for everybody."""
+    return path.is_file() or not path.exists()
 
 
 def _same_file(a: Path, b: str) -> bool:

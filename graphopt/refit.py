@@ -2,7 +2,7 @@
 
 After units are gone, the consumer ``Y = X W + b`` no longer receives what they carried. Refit solves for the W and b
 that give back the ORIGINAL graph's Y from the REWRITTEN graph's X, front to back, so that errors do not add up. With
-nothing but the mean of what is lost, b alone is shifted (*mean fold*). Memory is O(K^2), whatever the number of samples.
+nothing but the mean of what is lost, b alone is shifted (*mean fold*). Memory is O(K^2), whatever the sample count.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
-from graphopt.importance import Consumer, Moments, ridged
+from graphopt.importance import Consumer, Moments, attribute, ridged
 from graphopt.transform import PassContext
 
 #: Ridge strengths tried, as a share of the mean diagonal of the inputs' covariance; held-out inputs choose.
-RIDGES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+RIDGES = (1e-6, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -71,7 +71,7 @@ class Pairs:
 
 
 def solve(pairs: Pairs, start: np.ndarray, ridge: float) -> np.ndarray:
-    """``argmin_W  E|x W - y|^2 + ridge * mean_diagonal * |W - start|^2`` over centred rows: few rows leave W near ``start``."""
+    """``argmin_W  E|x W - y|^2 + ridge * mean_diagonal * |W - start|^2`` over centred rows; few rows change little."""
     xx, xy = pairs.centred()
     strength = ridge * max(float(np.trace(xx)) / len(xx), 1e-12)
     return np.asarray(start + np.linalg.solve(xx + strength * np.eye(len(xx)), xy - xx @ start))
@@ -92,18 +92,23 @@ def gather_pairs(
     """Inputs of one contraction in ``rewritten`` with the outputs that the same one has in ``original``.
 
     Where the output joins a residual stream, the target makes up for that stream's own error as well:
-    ``y = output_original + skip_original - skip_rewritten``.
+    ``y = output_original + skip_original - skip_rewritten``. What the contraction itself adds to its product (a Gemm's
+    third operand) stays as it is, so it is not part of the target.
     """
     skips = [site.skip] if site.skip else []
+    wanted = [site.activation, *skips, *([site.output] if site.adds else [])]
+    start = _weight_of(rewritten, site.node) if site.adds else None
     pairs: Pairs | None = None
     for before, after in zip(
         ctx.observe(original, [site.output, *skips], split=split, limit=limit),
-        ctx.observe(rewritten, [site.activation, *skips], split=split, limit=limit),
+        ctx.observe(rewritten, wanted, split=split, limit=limit),
         strict=True,
     ):
         x, y = after[site.activation], before[site.output]
         if site.skip:
-            y = y + before[site.skip].reshape(y.shape) - after[site.skip].reshape(y.shape)
+            y = np.broadcast_to(y + (before[site.skip] - after[site.skip]), y.shape)
+        if start is not None:
+            y = y - (after[site.output] - x @ start)
         if pairs is None:
             pairs = Pairs(x.shape[-1], y.shape[-1])
         pairs.add(x, y)
@@ -118,6 +123,7 @@ class Site:
     activation: str
     output: str
     skip: str | None  #: the residual stream its output is added to
+    adds: bool = False  #: whether it adds an operand to the product itself
 
     @classmethod
     def of(cls, node: ir.Node) -> Site:
@@ -128,24 +134,24 @@ class Site:
             (source.name if source is not None else None) or "",
             node.outputs[0].name or "",
             _residual(node),
+            node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None,
         )
 
 
 def _residual(node: ir.Node) -> str | None:
     """The other operand of the Add (or Sum, or fused skip) that an output reaches through bias Adds alone."""
-    value = node.outputs[0]
+    value: ir.Value = node.outputs[0]
     for _ in range(3):
         uses = list(value.uses())
         if len(uses) != 1:
             return None
         reader = uses[0].node
-        others = [v for v in reader.inputs if v is not None and v is not value]
         if reader.op_type in ("Add", "Sum"):
+            others = [v for v in reader.inputs if v is not None and v is not value]
             if len(others) != 1:
                 return None
-            other = others[0]
-            if other.const_value is None:
-                return other.name
+            if others[0].const_value is None:
+                return others[0].name
             value = reader.outputs[0]
         elif reader.op_type in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
             other = reader.inputs[1 - uses[0].idx] if uses[0].idx < 2 else None
@@ -162,8 +168,7 @@ def apply_patch(editor: GraphEditor, patch: Patch) -> None:
     if patch.weight is not None:
         if weight is None or weight.const_value is None:
             raise ValueError(f"{patch.node!r} has no weight to refit")
-        flag = node.attributes.get("transB")
-        array = patch.weight.T if flag is not None and flag.as_int() else patch.weight
+        array = (patch.weight.T if attribute(node, "transB", 0) else patch.weight) / attribute(node, "alpha", 1.0)
         stored = weight.const_value.dtype.numpy()
         editor.set_initializer(weight, array.astype(stored), uses=[(node, 1)])
     shift_output(editor, node, patch.shift)
@@ -173,7 +178,8 @@ def shift_output(editor: GraphEditor, node: ir.Node, shift: np.ndarray) -> None:
     """Add ``shift[N]`` to a contraction's output: into the bias it already has, else as a new Add."""
     output = node.outputs[0]
     slots: list[tuple[ir.Node, int]] = []
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+    beta = attribute(node, "beta", 1.0)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None and beta:
         slots.append((node, 2))
     uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output():
@@ -190,7 +196,8 @@ def shift_output(editor: GraphEditor, node: ir.Node, shift: np.ndarray) -> None:
             continue
         array = bias.const_value.numpy()
         if array.shape == shift.shape:
-            editor.set_initializer(bias, (array + shift).astype(array.dtype), uses=[(holder, index)])
+            scaled = shift / beta if holder is node else shift
+            editor.set_initializer(bias, (array + scaled).astype(array.dtype), uses=[(holder, index)])
             return
     weight = node.inputs[1]
     dtype = weight.const_value.dtype.numpy() if weight is not None and weight.const_value is not None else np.float32
@@ -263,11 +270,10 @@ def _best_patch(
 
 
 def _weight_of(model: ir.Model, node_name: str) -> np.ndarray:
-    """The [K, N] weight of a contraction, float64."""
+    """What a contraction multiplies its input with: [K, N], float64, its scale included."""
     node = next(n for n in model.graph if n.name == node_name)
     weight = node.inputs[1]
     if weight is None or weight.const_value is None:
         raise ValueError(f"{node_name!r} has no weight")
-    array = weight.const_value.numpy().astype(np.float64)
-    flag = node.attributes.get("transB")
-    return array.T if flag is not None and flag.as_int() else array
+    array = weight.const_value.numpy().astype(np.float64) * attribute(node, "alpha", 1.0)
+    return array.T if attribute(node, "transB", 0) else array

@@ -12,7 +12,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import GraphoptError
 from graphopt.model import clone_model
-from graphopt.passes.fusing import activation, attention, contrib, heads, normalisation, reshapes, residual
+from graphopt.passes.fusing import activation, attention, biases, contrib, heads, normalisation, reshapes, residual
 from graphopt.passes.fusing.opset import obstacle, raise_opset
 from graphopt.passes.fusing.work import Work
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
@@ -23,7 +23,7 @@ AttentionForm = Literal["operator", "parts"]
 
 _COMMON = (reshapes.rewrite, residual.take_apart, normalisation.rewrite, activation.rewrite)
 _STEPS: dict[AttentionForm, tuple[Callable[[Work], int], ...]] = {
-    "operator": (contrib.rewrite, *_COMMON, attention.rewrite, heads.rewrite, residual.rewrite),
+    "operator": (contrib.rewrite, *_COMMON, attention.rewrite, heads.rewrite, biases.rewrite, residual.rewrite),
     "parts": (*_COMMON, residual.rewrite),
 }
 
@@ -38,8 +38,8 @@ class FuseConfig(PassConfig):
 class Fuse(Pass[FuseConfig]):
     """Put operators and sums where they run fastest on the CPU.
 
-    Matches:  attention cores, normalisations and GELUs written out operator by operator; contrib operators that are slower
-              than their parts; additions that ONNX Runtime would fuse into such operators. Float32 only.
+    Matches:  attention cores, normalisations and GELUs written out operator by operator; contrib operators that are
+              slower than their parts; additions that ONNX Runtime would fuse into such operators. Float32 only.
     Rewrites: see the files in ``passes/fusing``, one rewrite each, with the reason why each is exact.
     Measures: with ``attention=auto`` both forms of the whole model, and keeps the faster.
     """

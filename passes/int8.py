@@ -13,7 +13,7 @@ from graphopt.editing import GraphEditor
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.selection import excluded, select
-from graphopt.quantization.sites import Site, Table, find_sites
+from graphopt.quantization.sites import Site, Table, find_sites, float_products
 from graphopt.quantization.weights import Codes
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
@@ -65,7 +65,7 @@ class Int8(Pass[Int8Config]):
     """Quantize matrix products and embedding tables to int8.
 
     Matches:  MatMul, Gemm, FusedMatMul and packed Attention with a float32 weight ``W[K, N]``, bias included; Gather
-              of rows of a float32 table ``[R, D]``. Nested bodies too.
+              or Slice of rows of a float32 table ``[R, D]``. Nested bodies too.
     Rewrites: dynamic: ``Cast(MatMulInteger(DynamicQuantizeLinear(x), W8)) * (scale_x * scale_W) + bias``, one
               DynamicQuantizeLinear for all readers of ``x``; static: QuantizeLinear / DequantizeLinear pairs around the
               float op; tables: ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers.
@@ -100,11 +100,13 @@ class Int8(Pass[Int8Config]):
             )
         )
         changes = [_change(site, draft) for site in draft.sites]
+        if products := float_products(view.model):
+            notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
         return Plan(
             tuple(changes),
             (*declined, *draft.declined),
             (*notes, *draft.notes),
-            resolved={"mode": draft.mode},
+            resolved={"mode": draft.mode, "max_error": draft.max_error},
             payload=draft.choices,
         )
 
@@ -134,7 +136,8 @@ class Int8(Pass[Int8Config]):
         models = {m: written(drafter.model, draft.choices) for m, draft in drafts.items()}
         seconds = ctx.latency(models)
         ratio = seconds["static"] / seconds["dynamic"]
-        chosen = "static" if ratio < _FASTER and ctx.acceptable(models["static"]) else "dynamic"
+        weakened = drafts["static"].max_error < drafts["dynamic"].max_error
+        chosen = "static" if ratio < _FASTER and not weakened else "dynamic"
         return drafts[chosen], [f"auto: {chosen}; static takes {ratio:.2f} x the time of dynamic here"]
 
 

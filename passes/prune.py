@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from graphopt.refit import Patch, Site, apply_patch, refit_from_moments, refit_s
 from graphopt.slicing import slice_units
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
-PROBED = (0.25, 0.6)  #: shares of a group's units removed alone, to measure what that does to the outputs
+PROBED = 0.45  #: share of a group's units that is removed alone, to measure what that does to the outputs
 PROBE_SAMPLES = 48  #: selection samples those probes run on: enough to rank groups
 BISECTIONS = 5  #: steps of ``ratio=auto``: resolution 1/32 of the prunable parameters
 
@@ -26,7 +26,7 @@ BISECTIONS = 5  #: steps of ``ratio=auto``: resolution 1/32 of the prunable para
 class PruneConfig(PassConfig):
     """What to remove, and how to choose it."""
 
-    ratio: float | Literal["auto"] = Field(default=0.25, ge=0, lt=1)
+    ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.25
     """Fraction of the prunable parameters to remove; "auto" goes as far as the guard allows."""
     criterion: Literal["auto", "magnitude", "activation", "reconstruction"] = "auto"
     """How units are ranked; "auto" is reconstruction with data, magnitude without."""
@@ -43,7 +43,8 @@ class _Decision:
     """Unit numbers to remove from each group (by name), then parameters to patch, in order."""
 
     removal: Mapping[str, np.ndarray]
-    patches: Sequence[Patch]
+    patches: Sequence[Patch] = ()
+    notes: Sequence[str] = ()
 
 
 class Prune(Pass[PruneConfig]):
@@ -91,7 +92,7 @@ class Prune(Pass[PruneConfig]):
             for group in groups
             if group.name in decision.removal
         )
-        return Plan(changes, declined, tuple(notes), {"ratio": ratio}, decision)
+        return Plan(changes, declined, (*notes, *decision.notes), {"ratio": ratio}, decision)
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Slice, then patch."""
@@ -104,7 +105,11 @@ class Prune(Pass[PruneConfig]):
             Declined(op, f"{count} nodes of this type have no axis rule and freeze what they touch")
             for op, count in view.axes.unknown_ops.items()
         ]
-        left = [Declined(g.name, "excluded") for g in view.axes.groups if g.name in self.config.exclude]
+        names = {g.name for g in view.axes.groups}
+        left = [
+            Declined(name, "excluded" if name in names else "excluded, but the model has no group of this name")
+            for name in self.config.exclude
+        ]
         return (*frozen, *unknown, *left)
 
 
@@ -162,12 +167,9 @@ class _Search:
         scaled = []
         with self.ctx.progress("probe groups", len(curves)) as bar:
             for group, curve in zip(self.groups, curves, strict=True):
-                counts = sorted({max(1, int(share * group.size)) for share in PROBED if share * group.size >= 1})
-                trials = [self._probe(group, curve.order[:n]) for n in counts]
-                measured = self.ctx.divergences(trials, limit=PROBE_SAMPLES)
-                rates = [d / max(curve.damage[n], 1e-12) for d, n in zip(measured, counts, strict=True)]
-                factor = np.interp(np.arange(len(curve.damage)), counts, rates)
-                scaled.append(Curve(curve.order, np.maximum.accumulate(curve.damage * np.maximum(factor, 0))))
+                count = max(1, int(PROBED * group.size))
+                (divergence,) = self.ctx.divergences([self._probe(group, curve.order[:count])], limit=PROBE_SAMPLES)
+                scaled.append(curve.scaled(max(divergence, 0.0) / max(curve.damage[count], 1e-12)))
                 bar.advance()
         return scaled
 
@@ -187,24 +189,23 @@ class _Search:
         costs = [g.unit_parameters for g in self.groups]
         counts = allocate(self.curves, costs, ratio * self.total, stops)
         removal = {g.name: np.sort(c.order[:n]) for g, c, n in zip(self.groups, self.curves, counts, strict=True) if n}
-        decision = _Decision(removal, ())
+        decision = _Decision(removal)
         if not (removal and self.measured):
             return decision
         nodes = {c.node for g in self.groups if g.name in removal for c in self.consumers[g]}
         sites = [Site.of(node) for node in sorted(nodes, key=lambda n: self.order[n.name])]
         sliced = self._built(decision)
         patches, lines = refit_sites(self.view.model, sliced, self.ctx, sites, refit=self.config.refit)
-        self.notes.extend(lines)
-        return _Decision(removal, patches)
+        return _Decision(removal, patches, lines)
 
     def furthest(self) -> tuple[float, _Decision]:
         """The largest ratio the guard accepts, by bisection."""
         low, high = 0.0, 1.0
-        best = _Decision({}, ())
+        best = _Decision({})
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             decision = self.decide(middle)
-            if decision.removal and self.ctx.acceptable(self._built(decision)):
+            if not decision.removal or self.ctx.acceptable(self._built(decision)):
                 low, best = middle, decision
             else:
                 high = middle

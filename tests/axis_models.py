@@ -119,7 +119,7 @@ def rebuilt(model: ir.Model, removal: Mapping[str, Sequence[int]], edit: object)
 def check_removal(model: ir.Model, removal: Mapping[str, Sequence[int]], *, changes: bool = True) -> ir.Model:
     """Masked and sliced agree at every shape, the slice differs from the original, and weights are really gone.
 
-    Exactly as many go as the group says, unless a weight is shared (its copies may outweigh what went) or touched twice.
+    Exactly as many go as the group says, unless a weight is shared (copies may outweigh what went) or touched twice.
     """
     axes = analyse(model)
     before = {name: v.const_value.numpy().copy() for name, v in model.graph.initializers.items() if v.const_value}
@@ -137,7 +137,8 @@ def check_removal(model: ir.Model, removal: Mapping[str, Sequence[int]], *, chan
     if all(map(_counted_once, groups)):
         assert gone > 0
         if len(groups) == 1:
-            assert gone == round(groups[0].unit_parameters * len(removal[groups[0].name]))
+            told = round(groups[0].unit_parameters * len(removal[groups[0].name]))
+            assert gone == told or (gone > told and not changes), "random graphs may lose what only a Shape read"
     assert all(np.array_equal(v.const_value.numpy(), before[n]) for n, v in model.graph.initializers.items())  # type: ignore[union-attr]
     return sliced
 

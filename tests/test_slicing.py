@@ -64,7 +64,7 @@ def read_regression(path: Path) -> ir.Model:
     return ir.from_proto(onnx.parser.parse_model(path.read_text()))
 
 
-# -- what slicing writes ---------------------------------------------------------------------------------------------
+# -- what slicing writes ---------------------------------------------------------------------------
 def contents(model: ir.Model, name: str) -> np.ndarray:
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
@@ -177,7 +177,7 @@ def test_integer_weights_are_masked_with_their_zero_point():
     assert [g.size for g in axes.prunable] == [6]
 
 
-# -- refusals ---------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("units", "message"), [([16], "0..15, got 16"), ([-1], "0..15"), (range(16), "at least one must stay")]
 )
@@ -201,7 +201,7 @@ def test_no_units_change_nothing():
     assert distance(outputs(model, feeds(model)), outputs(untouched, feeds(model))) == 0
 
 
-# -- reference exports --------------------------------------------------------------------------------------------------
+# -- reference exports -----------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 17), ("dynamo", 18), ("dynamo", 23)])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -1,11 +1,15 @@
-"""How should the core of attention be written for ONNX Runtime's CPU, and what does each form do with a fully masked row?
+"""How should the core of attention be written for ONNX Runtime's CPU, and what does each form do with a fully masked
+row?
 
-q, k, v are [B, L, heads * size]; the mask is additive. One core per model, so the rest of an encoder does not dilute the figure.
+q, k, v are [B, L, heads * size]; the mask is additive. One core per model, so the rest of an encoder does not dilute
+the figure.
 
     python benchmarks/probes/attention_core.py
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import onnx
@@ -141,7 +145,8 @@ def main() -> None:
     print("microseconds, and the ratio to the first row")
     rows: dict[str, list[str]] = {n: [] for n in sessions}
     for batch, length in SHAPES:
-        calls = {n: (lambda s=s, f=feeds(batch, length, s, low=lowest): s.run(None, f)) for n, s in sessions.items()}
+        given = {n: feeds(batch, length, s, low=lowest) for n, s in sessions.items()}
+        calls = {n: functools.partial(s.run, None, given[n]) for n, s in sessions.items()}
         for name, (millis, ratio) in interleaved(calls, reference=reference, seconds=3).items():
             rows[name].append(f"{millis * 1e3:7.0f} {ratio:5.2f}")
     print(f"{'form':38}" + "".join(f"{f'{b}x{s}':>14}" for b, s in SHAPES))

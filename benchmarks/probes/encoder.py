@@ -1,7 +1,7 @@
 """One BERT-like encoder, written as an ONNX graph in any of the forms that the probes compare.
 
-The weights come from a Hugging Face folder (``config.json`` and ``model.safetensors``); nothing is exported or traced, so the forms differ in
-what a :class:`Form` says and in nothing else.
+The weights come from a Hugging Face folder (``config.json`` and ``model.safetensors``); nothing is exported or traced,
+so the forms differ in what a :class:`Form` says and in nothing else.
 """
 
 from __future__ import annotations

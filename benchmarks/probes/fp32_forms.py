@@ -2,7 +2,8 @@
 
     python benchmarks/probes/fp32_forms.py HF_FOLDER [REFERENCE.onnx ...] [--only WORD] [--seconds 5]
 
-Each row changes one thing of the form called ``base``; extra .onnx files (an exporter's own graphs) are timed in the same run.
+Each row changes one thing of the form called ``base``; extra .onnx files (an exporter's own graphs) are timed in the
+same run.
 """
 
 from __future__ import annotations

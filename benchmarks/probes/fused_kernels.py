@@ -1,11 +1,14 @@
 """Which of ONNX Runtime's fusions are slower than their parts on the CPU?
 
-Each pair computes the same thing: the fused operator, and a form that ONNX Runtime does not fuse (``Sum`` in the place of ``Add``).
+Each pair computes the same thing: the fused operator, and a form that ONNX Runtime does not fuse (``Sum`` in the place
+of ``Add``).
 
     python benchmarks/probes/fused_kernels.py
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import onnx
@@ -102,11 +105,8 @@ def main() -> None:
             }
             expected, got = a.run(None, feeds)[0], b.run(None, feeds)[0]
             assert np.allclose(expected, got, atol=1e-4), name
-            times = interleaved(
-                {"fused": lambda: a.run(None, feeds), "parts": lambda: b.run(None, feeds)},
-                reference="parts",
-                seconds=0.8,
-            )
+            calls = {"fused": functools.partial(a.run, None, feeds), "parts": functools.partial(b.run, None, feeds)}
+            times = interleaved(calls, reference="parts", seconds=0.8)
             row.append(f"{times['fused'][0] * 1e3:7.0f}/{times['parts'][0] * 1e3:6.0f} = {times['fused'][1]:5.2f}")
         print(f"{name:34}" + "".join(f"{v:>24}" for v in row))
 

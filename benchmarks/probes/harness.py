@@ -1,7 +1,9 @@
 """What every probe shares: token inputs, interleaved timing, operator profiles and the two quality figures.
 
-A ratio is only ever taken inside one run: the candidates of a shape are timed in turn, one call each a round, in an order that is
-shuffled every round, and the figure is the median over the rounds of ``candidate / reference``. Sessions run on the calling thread alone, so
+A ratio is only ever taken inside one run: the candidates of a shape are timed in turn, one call each a round, in an
+order that is
+shuffled every round, and the figure is the median over the rounds of ``candidate / reference``. Sessions run on the
+calling thread alone, so
 what is timed is that thread's processor time: other load on the machine then costs cache and clock, but no turns.
 """
 
@@ -141,8 +143,8 @@ def print_profile(name: str, table: Mapping[str, tuple[float, int]], top: int = 
 class SentencePairs:
     """STS-B style quality of a sentence embedder: Spearman x100, and cosine to a reference embedding.
 
-    ``pairs`` is a csv of sentence1, sentence2, score without a header. A model that gives [B, L, D] is mean-pooled over its mask and
-    normalised here; one that gives [B, D] is normalised.
+    ``pairs`` is a csv of sentence1, sentence2, score without a header. A model that gives [B, L, D] is mean-pooled
+    over its mask and normalised here; one that gives [B, D] is normalised.
     """
 
     def __init__(self, pairs: Path, tokenizer: Path, *, limit: int | None = None, batch: int = 32) -> None:

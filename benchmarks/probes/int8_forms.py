@@ -1,8 +1,10 @@
 """Which int8 form of an encoder is fastest on ONNX Runtime's CPU, and what does it cost in quality?
 
-    python benchmarks/probes/int8_forms.py HF_FOLDER REFERENCE.onnx [PEER.onnx ...] [--calibrate text.txt] [--pairs pairs.csv] [--only WORD]
+    python benchmarks/probes/int8_forms.py HF_FOLDER REFERENCE.onnx [PEER.onnx ...] [--calibrate text.txt] [--pairs
+    pairs.csv] [--only WORD]
 
-The static forms need ``--calibrate`` (one sentence a line; the first 500 are used). ``--pairs`` adds the Spearman and cosine columns.
+The static forms need ``--calibrate`` (one sentence a line; the first 500 are used). ``--pairs`` adds the Spearman and
+cosine columns.
 """
 
 from __future__ import annotations
@@ -109,9 +111,8 @@ def main() -> None:
         for name, model in models.items():
             vectors = pairs.embed(model)
             size = f"{len(model) / 1e6:6.2f} MB" if isinstance(model, bytes) else ""
-            print(
-                f"{name:40} Spearman {pairs.spearman(vectors):6.2f}  cosine {(vectors * base).sum(-1).mean():.4f}  {size}"
-            )
+            cosine = (vectors * base).sum(-1).mean()
+            print(f"{name:40} Spearman {pairs.spearman(vectors):6.2f}  cosine {cosine:.4f}  {size}")
     if args.profile:
         for batch, length in ((1, 16), (1, 128), (16, 32)):
             for name, model in models.items():
@@ -124,12 +125,8 @@ def remap(
     """The ranges under the names that ``form`` gives the same values."""
     from encoder import Writer
 
-    order: list[tuple[float, float]] = []
-    model = onnx.load_from_string(build(encoder, Form()))
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and node.input[1].endswith(".w"):
-            order.append(ranges[node.input[0]])
-    table = iter(order)
+    nodes = onnx.load_from_string(build(encoder, Form())).graph.node
+    table = iter([ranges[n.input[0]] for n in nodes if n.op_type == "MatMul" and n.input[1].endswith(".w")])
 
     class Recorder(Writer):
         def linear_int8(self, x: str, w: np.ndarray, b: np.ndarray | None, tag: str) -> str:

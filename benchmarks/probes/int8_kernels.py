@@ -176,7 +176,7 @@ def main() -> None:
                 feed = {"x": x if "float" in kind else np.clip(x * 32 + 128, 0, 255).astype(np.uint8)}
                 reps = max(1, int(400 / m))
 
-                def call(s=sess, f=feed, r=reps):  # noqa: ANN001, ANN202
+                def call(s=sess, f=feed, r=reps):
                     for _ in range(r):
                         s.run(None, f)
 

@@ -302,7 +302,7 @@ def coordinates(atom: Atom, leaf: Atom) -> np.ndarray:
         outer, inner = np.repeat(a, len(b)), np.tile(b, len(a))
         if np.any((outer >= 0) & (inner >= 0)):
             raise ValueError("a position belongs to two units")
-        return np.maximum(outer, inner)
+        return np.asarray(np.maximum(outer, inner))
 
     return _fold(
         atom,

@@ -83,9 +83,7 @@ def settle_sums(graph: ir.Graph, facts: Facts) -> None:
         )
         for leaf in dict.fromkeys(leaves(summed.axis)):
             if leaf.static and not leaf.trivial and leaf not in vanishing:
-                freeze(
-                    leaf, f"added up by {label}, where it does not vanish with its weights"
-                )
+                freeze(leaf, f"added up by {label}, where it does not vanish with its weights")
 
 
 class _Zeros:

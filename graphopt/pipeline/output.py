@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, UsageError
-from graphopt.model import all_tensors
+from graphopt.model import all_tensors, replaceable
 
 
 def default_output(model: Path) -> Path:
@@ -27,8 +27,12 @@ def check_output(output: Path, model: ir.Model, source: Path | None) -> None:
 
     Raises UsageError.
     """
-    if output.is_dir():
+    data = output.with_name(output.name + ".data") if output.name else output
+    if output.is_dir() or not output.name:
         raise UsageError(f"{output} is a folder; name the file to write, e.g. {output / 'model.onnx'}")
+    for target in (output, data):
+        if not replaceable(target):
+            raise UsageError(f"{target} is not a plain file, so it is not replaced; choose another output")
     folder = output.parent
     if not folder.is_dir():
         raise UsageError(f"{output}: the folder {str(folder)!r} does not exist; create it first")
@@ -37,7 +41,7 @@ def check_output(output: Path, model: ir.Model, source: Path | None) -> None:
     held = {Path(t.path) for t in all_tensors(model) if isinstance(t, ir.ExternalTensor)}
     if source is not None:
         held.add(source)
-    for target in (output, output.with_name(output.name + ".data")):
+    for target in (output, data):
         if any(_same(target, file) for file in held):
             raise UsageError(f"{target} is part of the input, which is never overwritten; choose another output")
 
@@ -46,8 +50,12 @@ def check_report(report: Path | None, model: Path, output: Path | None) -> None:
     """Refuse a report path that cannot be written or is one of the models. Raises UsageError."""
     if report is None:
         return
+    if report.parent.is_dir() and not os.access(report.parent, os.W_OK):
+        raise UsageError(f"--report {report}: the folder {str(report.parent)!r} is not writable; choose another name")
     if report.is_dir() or not report.parent.is_dir():
         raise UsageError(f"--report {report}: give a file name in an existing folder")
+    if not replaceable(report):
+        raise UsageError(f"--report {report}: is not a plain file, so it is not replaced; choose another name")
     if any(other is not None and _same(report, other) for other in (model, output)):
         raise UsageError(f"--report {report} is one of the models; choose another name")
 

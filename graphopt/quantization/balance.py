@@ -72,7 +72,7 @@ def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthw
 
 def _gain(largest: np.ndarray, bound: float) -> np.ndarray:
     """In numbers that float16 holds, which is how the file stores them."""
-    exact = np.minimum(1.0, bound / np.maximum(largest, np.finfo(np.float32).tiny))
+    exact = bound / np.maximum(largest, bound)
     return np.asarray(np.maximum(exact, 2.0**-14).astype(np.float16).astype(np.float32))
 
 

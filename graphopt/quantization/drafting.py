@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ class Draft:
     """One way to quantize a model, complete."""
 
     mode: Mode
+    max_error: float
     sites: list[Site]
     choices: Choices
     declined: list[Declined]
@@ -58,7 +59,7 @@ class Drafter:
         if self.measurable and balance:
             tied = {id(site.weight) for site in sites if isinstance(site, Table)}
             untied = {n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied for s in ls)}
-            statistics = collect_channels(model, ctx, untied)
+            statistics = collect_channels(model, ctx, {name: ls[0].width for name, ls in untied.items()})
             self.gains = gains_for(statistics, untied, balance)
         self.codes = self._quantize()
 
@@ -84,31 +85,63 @@ class Drafter:
         return found
 
     def draft(self, mode: Mode) -> Draft:
-        """All of it for one mode; sites whose measured error is too large are declined."""
-        sites = [site for site in self.sites if site.name in self.codes]
-        declined = [Declined(name, reason) for name, reason in self.broken.items()]
+        """All of it for one mode.
+
+        Sites whose measured error exceeds ``max_error`` stay float; when the guard refuses the rest, so do as many of
+        the next worst as it takes.
+        """
         ranges = {}
         if mode == "static":
-            observed = [n for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)]
+            observed = {n: ls[0].width for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)}
             histograms = collect_histograms(self.model, self.ctx, observed, self.gains)
             ranges = {name: choose_range(h, self.calibration) for name, h in histograms.items()}
         choices = Choices(self.codes, ranges, self.gains)
-        if self.measurable:
-            readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
-            errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
-            worst = {name: error for name, error in errors.items() if error > self.max_error}
-            sites, left = select(sites, lambda site: _too_much(worst.get(site.name), self.max_error))
-            declined += left
-        codes = {site.name: self.codes[site.name] for site in sites}
-        return Draft(mode, sites, Choices(codes, ranges, self.gains), declined, self._notes(sites))
+        if not self.measurable:
+            return self._keep(mode, choices, {}, self.max_error)
+        readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
+        errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
+        draft = self._keep(mode, choices, errors, self.max_error)
+        if not draft.sites or self._accepts(draft):
+            return draft
+        return self._weaken(mode, choices, errors) or draft
 
-    def _notes(self, sites: Sequence[Site]) -> list[str]:
-        balanced = sorted({s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(self.gains))
-        return [f"outlier channels of {len(balanced)} activations balanced"] if balanced else []
+    def _accepts(self, draft: Draft) -> bool:
+        return self.ctx.acceptable(written(self.model, draft.choices))
+
+    def _weaken(self, mode: Mode, choices: Choices, errors: Mapping[str, float]) -> Draft | None:
+        """The draft with the highest error limit that the guard accepts, by bisection; None when it accepts none."""
+        limits = sorted({0.0, *(error for error in errors.values() if error <= self.max_error)})[:-1]
+        low, high, best = 0, len(limits), None
+        while low < high:
+            middle = (low + high) // 2
+            draft = self._keep(mode, choices, errors, limits[middle])
+            if draft.sites and self._accepts(draft):
+                best, low = draft, middle + 1
+            elif not draft.sites and best is None:
+                low = middle + 1
+            else:
+                high = middle
+        return best
+
+    def _keep(self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float) -> Draft:
+        """The draft in which sites with an error above ``limit`` stay float."""
+        present = [site for site in self.sites if site.name in self.codes]
+        sites, left = select(present, lambda site: _too_much(errors.get(site.name, 0.0), limit))
+        declined = [Declined(name, reason) for name, reason in self.broken.items()] + left
+        notes = []
+        balanced = {s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(choices.gains)
+        if balanced:
+            notes.append(f"outlier channels of {len(balanced)} activations balanced")
+        if limit != self.max_error:
+            notes.append(f"max_error lowered from {self.max_error:.3g} to {limit:.3g}, or the guard would refuse")
+        codes = {site.name: choices.codes[site.name] for site in sites}
+        return Draft(mode, limit, sites, replace(choices, codes=codes), declined, notes)
 
 
-def _too_much(error: float | None, limit: float) -> str | None:
-    return None if error is None else f"int8 would disturb {error:.1%} of its output's variance (max_error {limit:.1%})"
+def _too_much(error: float, limit: float) -> str | None:
+    if error <= limit:
+        return None
+    return f"int8 would disturb {error:.2%} of its output's variance (max_error {limit:.2%})"
 
 
 def write_choices(editor: GraphEditor, choices: Choices) -> None:

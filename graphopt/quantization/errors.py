@@ -9,11 +9,13 @@ import onnx_ir as ir
 
 from graphopt.quantization.balance import site_matrix
 from graphopt.quantization.sites import Linear
+from graphopt.quantization.statistics import observe
 from graphopt.quantization.writer import Choices, StaticRange
 from graphopt.transform import PassContext
 
 _ROWS = 128  #: rows kept of each activation
 _ROWS_PER_BATCH = 8
+_SAMPLES = 128  #: inputs looked at
 
 
 def round_activation(x: np.ndarray, chosen: StaticRange | None) -> np.ndarray:
@@ -34,18 +36,15 @@ def measure_errors(
     """By site name: squared error of the int8 product over the variance of the float one, on the selection split."""
     exact: dict[str, list[np.ndarray]] = {name: [] for name in readers}
     rounded: dict[str, list[np.ndarray]] = {name: [] for name in readers}
-    kept = 0
-    for batch in ctx.observe(model, list(readers), split="selection"):
-        for name, x in batch.items():
-            gain = choices.gains.get(name)
-            scaled = x if gain is None else x * gain
-            coded = round_activation(scaled, choices.ranges.get(name)).reshape(-1, x.shape[-1])
-            chosen = np.linspace(0, len(coded) - 1, min(_ROWS_PER_BATCH, len(coded))).astype(int)
-            exact[name].append(x.reshape(coded.shape)[chosen])
-            rounded[name].append(coded[chosen])
-        kept += _ROWS_PER_BATCH
-        if kept >= _ROWS:
-            break
+    widths = {name: sites[0].width for name, sites in readers.items()}
+    for name, x in observe(model, ctx, widths, split="selection", limit=_SAMPLES):
+        if sum(map(len, exact[name])) >= _ROWS:
+            continue
+        gain = choices.gains.get(name)
+        coded = round_activation(x if gain is None else x * gain, choices.ranges.get(name)).reshape(-1, x.shape[-1])
+        chosen = np.linspace(0, len(coded) - 1, min(_ROWS_PER_BATCH, len(coded))).astype(int)
+        exact[name].append(x.reshape(coded.shape)[chosen])
+        rounded[name].append(coded[chosen])
     errors = {}
     for name, sites in readers.items():
         if not exact[name]:

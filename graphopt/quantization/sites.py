@@ -79,6 +79,12 @@ class Linear:
         return 0 if self.transposed else 1
 
     @property
+    def width(self) -> int:
+        """Channels of the activation: K."""
+        tensor = self.weight.const_value
+        return int(tensor.shape.numpy()[1 - self.scale_axis]) if tensor is not None else 0
+
+    @property
     def packed_attention(self) -> bool:
         """Whether the node is a ``com.microsoft`` Attention, with the projections of Q, K and V inside."""
         return self.node.op_type == "Attention"
@@ -301,6 +307,17 @@ def _integers(node: ir.Node, *names: str) -> dict[str, int]:
 
 def _float(node: ir.Node, name: str) -> float:
     return node.attributes[name].as_float() if name in node.attributes else 1.0
+
+
+def float_products(model: ir.Model) -> int:
+    """How many products of two computed operands there are, attention's among them: they hold no weights."""
+    count = 0
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type in ("MatMul", "Attention"):
+            count += all(v is not None and v.const_value is None for v in node.inputs[:2]) and not isinstance(
+                _examine(node), Linear
+            )
+    return count
 
 
 def by_weight(sites: list[Site]) -> Iterator[tuple[ir.Value, int, list[Site]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphopt.transform import PassContext
 
 BINS = 2048
+_WIDEST = 50_000  #: channels observed in one run, all values together
 
 
 class ChannelStatistics:
@@ -74,24 +75,42 @@ class Histogram:
         return (np.arange(2 * BINS) + 0.5) * (self.bound / BINS) - self.bound
 
 
-def collect_channels(model: ir.Model, ctx: PassContext, values: Iterable[str]) -> dict[str, ChannelStatistics]:
-    """Channel statistics of each named value of the main graph, over the calibration split."""
-    found: dict[str, ChannelStatistics] = {}
-    names = list(values)
+def observe(
+    model: ir.Model,
+    ctx: PassContext,
+    widths: Mapping[str, int],
+    *,
+    split: str = "calibration",
+    limit: int | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Named values of the main graph, batch by batch; in several runs over the split when they are wide altogether."""
+    names: list[str] = []
+    total = 0
+    for name, width in widths.items():
+        if names and total + width > _WIDEST:
+            for batch in ctx.observe(model, names, split=split, limit=limit):
+                yield from batch.items()
+            names, total = [], 0
+        names.append(name)
+        total += width
     if names:
-        for batch in ctx.observe(model, names):
-            for name, x in batch.items():
-                found.setdefault(name, ChannelStatistics(x.shape[-1])).add(x)
+        for batch in ctx.observe(model, names, split=split, limit=limit):
+            yield from batch.items()
+
+
+def collect_channels(model: ir.Model, ctx: PassContext, widths: Mapping[str, int]) -> dict[str, ChannelStatistics]:
+    """Channel statistics of each named value, over the calibration split."""
+    found: dict[str, ChannelStatistics] = {}
+    for name, x in observe(model, ctx, widths):
+        found.setdefault(name, ChannelStatistics(x.shape[-1])).add(x)
     return found
 
 
 def collect_histograms(
-    model: ir.Model, ctx: PassContext, values: Sequence[str], gains: Mapping[str, np.ndarray]
+    model: ir.Model, ctx: PassContext, widths: Mapping[str, int], gains: Mapping[str, np.ndarray]
 ) -> dict[str, Histogram]:
     """Histograms of each named value times its gain, over the calibration split."""
-    found = {name: Histogram() for name in values}
-    if values:
-        for batch in ctx.observe(model, list(values)):
-            for name, x in batch.items():
-                found[name].add(x * gains[name] if name in gains else x)
+    found: dict[str, Histogram] = {}
+    for name, x in observe(model, ctx, widths):
+        found.setdefault(name, Histogram()).add(x * gains[name] if name in gains else x)
     return found

@@ -66,7 +66,8 @@ class Int8Writer:
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
         """``new`` takes over ``old``'s readers, and its name."""
-        new.type, new.shape = old.type, old.shape
+        if old.type is not None:
+            new.type, new.shape = old.type, old.shape
         output = old.is_graph_output()
         self.editor.replace_uses(old, new)
         if not output:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import UsageError
+from graphopt.errors import GraphoptError, UsageError
 from graphopt.runtime.arrays import ArrayStore
 from graphopt.runtime.conform import check_shape, conform, describe, shown
 from graphopt.runtime.dataset import BATCH_ROWS, Dataset, Feed
@@ -164,23 +164,34 @@ def from_function(spec: str, facts: Sequence[InputFacts], *, rowwise: bool) -> D
     """``file.py:function`` or ``module:function``: called without arguments, it returns an iterable of dicts."""
     target, _, attribute = spec.rpartition(":")
     made = _import(spec, target, attribute)
-    if not callable(made) and iter(made) is made:
+    if not callable(made) and isinstance(made, Iterator):
         raise UsageError(f"data {spec}: an iterator can be read only once; give a function that makes it")
 
     def source() -> Iterator[Feed]:
-        items: Iterable[Any] = made() if callable(made) else made
-        try:
-            iterator = iter(items)
-        except TypeError:
-            kind = type(items).__name__
-            raise UsageError(f"data {spec}: must return an iterable of dicts, returned {kind}") from None
-        for number, item in enumerate(iterator):
+        for number, item in enumerate(_items(spec, made)):
             if not isinstance(item, dict):
                 raise UsageError(f"data {spec}: item {number} must be a dict of arrays, found {type(item).__name__}")
-            feed = {str(k): np.asarray(v) for k, v in item.items()}
+            try:
+                feed = {str(k): np.asarray(v) for k, v in item.items()}
+            except ValueError as error:
+                raise UsageError(f"data {spec}: item {number} holds no arrays ({error})") from error
             yield conform(f"data {spec}, item {number}", feed, facts)
 
     return Dataset(spec, source, samples=None, rowwise=rowwise)
+
+
+def _items(spec: str, made: Any) -> Iterator[Any]:
+    """What the user's function returns, one by one. Raises UsageError for whatever it raises."""
+    try:
+        items: Iterable[Any] = made() if callable(made) else made
+        if not isinstance(items, Iterable):
+            kind = type(items).__name__
+            raise UsageError(f"data {spec}: must return an iterable of dicts, returned {kind}")
+        yield from items
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise UsageError(f"data {spec}: failed: {type(error).__name__}: {error}") from error
 
 
 def _import(spec: str, target: str, attribute: str) -> Any:

@@ -55,8 +55,8 @@ class _Region:
 def rewrite(work: Work) -> int:
     """Put one operator in the place of each region that computes GELU. Returns how many.
 
-    Matches:  elementwise operators on one float32 source and scalar constants, with an Erf or a Tanh among them, whose result
-              equals the exact or the tanh GELU to 1e-6 on a grid; nothing else may read the values in between.
+    Matches:  elementwise operators on one float32 source and scalar constants, with an Erf or a Tanh among them, whose
+              result equals the exact or the tanh GELU to 1e-6 on a grid; nothing else may read the values in between.
     Rewrites: ``Gelu(x)`` (``approximate="tanh"``) from opset 20, before that the contrib ``Gelu`` or ``FastGelu``.
     """
     count = 0
@@ -82,8 +82,9 @@ def rewrite(work: Work) -> int:
 def gelu(work: Work, anchor: ir.Node, source: ir.Value, approximate: str) -> ir.Value:
     """The best operator that this opset has."""
     if work.opset >= GELU_OPSET:
-        attributes = {"approximate": approximate} if approximate != "none" else {}
-        return work.emit(anchor, "Gelu", source, like=anchor.outputs[0], **attributes)
+        if approximate == "none":
+            return work.emit(anchor, "Gelu", source, like=anchor.outputs[0])
+        return work.emit(anchor, "Gelu", source, like=anchor.outputs[0], approximate=approximate)
     kind = "Gelu" if approximate == "none" else "FastGelu"
     return work.emit(anchor, kind, source, like=anchor.outputs[0], domain=CONTRIB)
 

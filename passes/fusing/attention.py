@@ -47,7 +47,8 @@ class Scores:
 def rewrite(work: Work) -> int:
     """Put the operator in the place of every core found. Returns how many.
 
-    Matches:  ``Softmax(scale * q k^T + masks, axis=-1) v`` with q[B, h, Lq, d], k[B, h, Lk, d], v[B, h, Lk, dv] float32, the
+    Matches:  ``Softmax(scale * q k^T + masks, axis=-1) v`` with q[B, h, Lq, d], k[B, h, Lk, d], v[B, h, Lk, dv]
+              float32, the
               scale on the product or split over q and k, any number of additive masks and ``Where`` fills, and an IsNaN
               guard after the Softmax.
     Rewrites: ``Attention(q, k, v, mask)`` with the product of the scales; see ``mask`` for why this is exact.
@@ -160,11 +161,9 @@ def _read_scores(value: ir.Value, scores: Scores, *, applied: float, depth: int)
         _read_product(node, scores, applied)
         return
     if is_op(node, "Mul", "Div"):
-        for inner, factor in sides(node):
-            by = number(factor)
-            if by is None or (node.op_type == "Div" and factor is not node.inputs[1]):
-                continue
-            _read_scores(inner, scores, applied=applied * (by if node.op_type == "Mul" else 1 / by), depth=depth + 1)
+        scaled = _by_number(node)
+        if scaled is not None:
+            _read_scores(scaled[0], scores, applied=applied * scaled[1], depth=depth + 1)
             return
         raise _NoMatchError(
             f"its scores are multiplied by {node.inputs[1].name if node.inputs[1] else '?'!r}, which is no number"
@@ -180,15 +179,15 @@ def _read_scores(value: ir.Value, scores: Scores, *, applied: float, depth: int)
             return
     if is_op(node, "Where"):
         condition, yes, no = node.inputs
-        for inner, other, keeps in ((yes, no, True), (no, yes, False)):
+        for kept, other, keeps in ((yes, no, True), (no, yes, False)):
             fill = number(other)
-            if inner is None or fill is None or condition is None or not _leads_to_product(inner):
+            if kept is None or fill is None or condition is None or not _leads_to_product(kept):
                 continue
             if fill > MASK_FILL:
                 raise _NoMatchError(
                     f"it fills masked scores with {fill:g}, which is too near to real scores to be added"
                 )
-            _read_scores(inner, scores, applied=1.0, depth=depth + 1)
+            _read_scores(kept, scores, applied=1.0, depth=depth + 1)
             scores.masks.append(Fill(condition, fill, keeps))
             return
     raise _NoMatchError(f"its scores come from {node.op_type}")
@@ -224,17 +223,22 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
     scale = 1.0
     for _ in range(_DEPTH):
         node = maker(value, "Mul", "Div")
-        if node is None:
+        inner = _by_number(node) if node is not None else None
+        if inner is None:
             break
-        for inner, factor in sides(node):
-            by = number(factor)
-            if by is not None and (node.op_type == "Mul" or factor is node.inputs[1]):
-                scale *= by if node.op_type == "Mul" else 1 / by
-                value = inner
-                break
-        else:
-            break
+        value, scale = inner[0], scale * inner[1]
     return value, scale
+
+
+def _by_number(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """x and c of ``x * c`` or ``x / (1 / c)``."""
+    for inner, factor in sides(node):
+        by = number(factor)
+        if by is not None and node.op_type == "Mul":
+            return inner, by
+        if by and factor is node.inputs[1]:
+            return inner, 1 / by
+    return None
 
 
 def _key_rows(work: Work, key: ir.Value, anchor: ir.Node) -> ir.Value:

@@ -1,4 +1,5 @@
-"""Fused operators of ONNX Runtime's own  ->  standard ones, where these run faster or carry weights that other passes want to see."""
+"""Fused operators of ONNX Runtime's own  ->  standard ones, where these run faster or carry weights that other passes
+want to see."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.passes.fusing.attention import MIN_OPSET
-from graphopt.passes.fusing.mask import MaskShaper
-from graphopt.passes.fusing.match import CONTRIB, attribute, constant, dtype_of, is_op, label, maker, operand
+from graphopt.passes.fusing.mask import Fill, MaskShaper
+from graphopt.passes.fusing.match import CONTRIB, attribute, constant, dtype_of, label, maker, operand
 from graphopt.passes.fusing.work import Sizes, Work
 
 _FLOAT, _INT32, _INT64, _BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
@@ -18,15 +19,9 @@ _FLOAT, _INT32, _INT64, _BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataTyp
 
 @dataclass
 class _Heads:
-    """Query, key and value [B, L, width] of one fused attention, and what masks it."""
+    """Query, key and value [B, L, width] of one fused attention."""
 
-    query: ir.Value
-    key: ir.Value
-    value: ir.Value
-    count: int
-    scale: float | None
-    masks: list[ir.Value]
-    causal: bool
+    columns: list[ir.Value]
     sizes: Sizes  #: of the output, [B, Lq, width]
     key_lengths: tuple[int, ...]
 
@@ -34,9 +29,10 @@ class _Heads:
 def rewrite(work: Work) -> int:
     """Take fused embeddings and attentions apart. Returns how many.
 
-    Matches:  contrib ``EmbedLayerNormalization``; contrib ``Attention`` and ``MultiHeadAttention`` without a cache, float32, whose
-              mask gives lengths [B], flags [B, Lk] or [B, Lq, Lk], or an additive bias.
-    Rewrites: Gather, Add, LayerNormalization; MatMul, Add and the ai.onnx ``Attention``, with the mask value the kernel uses.
+    Matches:  contrib ``EmbedLayerNormalization``; contrib ``Attention`` and ``MultiHeadAttention`` without a cache,
+              float32, whose mask gives lengths [B], flags [B, Lk] or [B, Lq, Lk], or an additive bias.
+    Rewrites: Gather, Add, LayerNormalization; MatMul, Add and the ai.onnx ``Attention``, with the mask value the
+              kernel uses.
     """
     if work.opset < MIN_OPSET:
         return 0
@@ -130,7 +126,8 @@ def _attention(work: Work, node: ir.Node, shaper: MaskShaper, pads: _Pads) -> st
         return "it rotates query and key"
     if sizes is None or source_sizes is None:
         return "its sizes are unknown (the model was not run)"
-    width = int(packed.shape[1])
+    matrix = np.asarray(packed.numpy())
+    width = matrix.shape[1]
     widths = [int(w) for w in attribute(node, "qkv_hidden_sizes", None) or (width // 3,) * 3]
     if len(widths) != 3 or sum(widths) != width:
         return f"its weights have {width} columns for {widths}"
@@ -138,7 +135,7 @@ def _attention(work: Work, node: ir.Node, shaper: MaskShaper, pads: _Pads) -> st
     for name, size in zip(("query", "key", "value"), widths, strict=True):
         span = slice(offset, offset + size)
         offset += size
-        weight = work.editor.add_initializer(f"{weights.name}/{name}", np.asarray(packed.numpy())[:, span])  # type: ignore[union-attr]
+        weight = work.editor.add_initializer(f"{weights.name}/{name}", matrix[:, span])  # type: ignore[union-attr]
         column = work.emit(node, "MatMul", source, weight, dtype=_FLOAT, hint=f"{label(node)}/{name}")
         if shift is not None:
             part = work.editor.add_initializer(f"{bias.name}/{name}", np.asarray(shift.numpy())[span])  # type: ignore[union-attr]
@@ -146,8 +143,7 @@ def _attention(work: Work, node: ir.Node, shaper: MaskShaper, pads: _Pads) -> st
         work.note(column, tuple((*s[:2], size) for s in source_sizes))
         columns.append(column)
     lengths = tuple(s[1] for s in source_sizes)
-    heads = _Heads(*columns, *_numbers(node), [], bool(attribute(node, "unidirectional", 0)), sizes, lengths)
-    return _finish(work, node, heads, index, added, shaper, pads)
+    return _finish(work, node, _Heads(columns, sizes, lengths), (index, added), shaper, pads)
 
 
 def _multi_head(work: Work, node: ir.Node, shaper: MaskShaper, pads: _Pads) -> str:
@@ -173,42 +169,39 @@ def _multi_head(work: Work, node: ir.Node, shaper: MaskShaper, pads: _Pads) -> s
             offset += size
     assert given[1] is not None
     lengths = tuple(s[1] for s in given[1])
-    heads = _Heads(*columns, *_numbers(node), [], bool(attribute(node, "unidirectional", 0)), sizes, lengths)
-    return _finish(work, node, heads, index, added, shaper, pads)
-
-
-def _numbers(node: ir.Node) -> tuple[int, float | None]:
-    scale = attribute(node, "scale", 0.0)
-    return int(attribute(node, "num_heads", 1)), float(scale) if scale else None
+    return _finish(work, node, _Heads(columns, sizes, lengths), (index, added), shaper, pads)
 
 
 def _finish(
     work: Work,
     node: ir.Node,
     heads: _Heads,
-    index: ir.Value | None,
-    added: ir.Value | None,
+    masks: tuple[ir.Value | None, ir.Value | None],
     shaper: MaskShaper,
     pads: _Pads,
 ) -> str:
-    target = tuple((b, heads.count, q, k) for (b, q, _), k in zip(heads.sizes, heads.key_lengths, strict=True))
+    """The standard operator on ``heads``; ``masks`` are the flags or lengths, and the additive bias."""
+    count, scale = int(attribute(node, "num_heads", 1)), float(attribute(node, "scale", 0.0))
+    index, added = masks
+    wanted: list[ir.Value | Fill] = []
     if index is not None:
         pad = pads.of(node, index, float(attribute(node, "mask_filter_value", -10000.0)), heads)
         if isinstance(pad, str):
             return pad
-        heads.masks.append(pad)
+        wanted.append(pad)
     if added is not None:
-        heads.masks.append(added)
+        wanted.append(added)
     queries = tuple(s[1] for s in heads.sizes)
-    mask = shaper.shape(node, heads.masks, query_lengths=queries, key_lengths=heads.key_lengths, target=target)
+    target = tuple((b, count, q, k) for (b, q, _), k in zip(heads.sizes, heads.key_lengths, strict=True))
+    mask = shaper.shape(node, wanted, query_lengths=queries, key_lengths=heads.key_lengths, target=target)
     if isinstance(mask, str):
         return mask
-    attributes: dict[str, Any] = {"q_num_heads": heads.count, "kv_num_heads": heads.count}
-    if heads.scale is not None:
-        attributes["scale"] = heads.scale
-    if heads.causal:
+    attributes: dict[str, Any] = {"q_num_heads": count, "kv_num_heads": count}
+    if scale:
+        attributes["scale"] = scale
+    if attribute(node, "unidirectional", 0):
         attributes["is_causal"] = 1
-    inputs = [heads.query, heads.key, heads.value] + ([mask] if mask is not None else [])
+    inputs = heads.columns if mask is None else [*heads.columns, mask]
     out = work.emit(node, "Attention", *inputs, like=node.outputs[0], hint=f"{label(node)}/attention", **attributes)
     work.replace(node.outputs[0], out)
     return ""
@@ -252,7 +245,7 @@ class _Pads:
         work = self._work
         kind = dtype_of(lengths) or _INT32
         axis = work.weight("axis", np.zeros((), np.int64))
-        count = work.emit(node, "Shape", heads.key, start=1, end=2, dtype=_INT64)
+        count = work.emit(node, "Shape", heads.columns[1], start=1, end=2, dtype=_INT64)
         end = work.emit(
             node, "Cast", work.emit(node, "Gather", count, axis, axis=0, dtype=_INT64), to=int(kind), dtype=kind
         )

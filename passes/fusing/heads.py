@@ -1,4 +1,5 @@
-"""``Attention`` on transposed heads  ->  ``Attention`` on [B, L, heads * size], which ONNX Runtime reads with strides."""
+"""``Attention`` on transposed heads  ->  ``Attention`` on [B, L, heads * size], which ONNX Runtime reads with
+strides."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.passes.fusing.mask import MaskShaper
 from graphopt.passes.fusing.match import is_op, label, maker, operand, permutation, readers
 from graphopt.passes.fusing.work import Sizes, Work
 
@@ -16,18 +18,18 @@ _HEADS_FIRST = (0, 2, 1, 3)
 def rewrite(work: Work) -> int:
     """Move the operator outside the transposes around it. Returns how many.
 
-    Matches:  ``Attention(q, k, v[, mask])`` with q[B, h, L, d], k and v each ``Transpose(0, 2, 1, 3)`` of [B, L, h, d], no past,
-              whose output is only transposed back.
-    Rewrites: ``Attention`` on [B, L, h * d] with ``q_num_heads`` and ``kv_num_heads``; reshapes that only split or merge heads
-              are dropped.
+    Matches:  ``Attention(q, k, v[, mask])`` with q[B, h, L, d], k and v each ``Transpose(0, 2, 1, 3)`` of [B, L, h,
+              d], no past, whose output is only transposed back.
+    Rewrites: ``Attention`` on [B, L, h * d] with ``q_num_heads`` and ``kv_num_heads``; reshapes that only split or
+              merge heads are dropped.
     """
-    count = 0
+    count, shaper = 0, MaskShaper(work)
     for node in work.nodes():
         if not is_op(node, "Attention") or len(work.sizes(node.outputs[0]) or ((),)) == 0:
             continue
         if _rank(work, operand(node, 0)) != 4:
             continue
-        reason = _lift(work, node)
+        reason = _lift(work, node, shaper)
         if reason:
             work.decline(label(node), f"this Attention keeps its transposes: {reason}")
         else:
@@ -39,7 +41,7 @@ def _rank(work: Work, value: ir.Value | None) -> int | None:
     return work.rank(value) if value is not None else None
 
 
-def _lift(work: Work, node: ir.Node) -> str:
+def _lift(work: Work, node: ir.Node, shaper: MaskShaper) -> str:
     if any(v is not None for v in node.inputs[4:]):
         return "it has a cache"
     if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
@@ -60,7 +62,7 @@ def _lift(work: Work, node: ir.Node) -> str:
     merged = [_merged(work, source, sizes, node) for source, sizes in heads]
     keep: dict[str, Any] = {k: a.value for k, a in node.attributes.items() if k not in ("q_num_heads", "kv_num_heads")}
     keep |= {"q_num_heads": heads[0][1][0][2], "kv_num_heads": heads[1][1][0][2]}
-    mask = operand(node, 3)
+    mask = shaper.plain(node) if operand(node, 3) is not None else None
     inputs = [*merged, mask] if mask is not None else merged
     out = work.emit(node, "Attention", *inputs, dtype=ir.DataType.FLOAT, hint=f"{label(node)}/packed", **keep)
     size = heads[2][1][0][3]

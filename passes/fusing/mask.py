@@ -1,10 +1,11 @@
 """Masks in the form that the ``Attention`` operator takes: one additive float tensor [.., Lq, Lk].
 
-Why the rewrite is exact. The operator gives a row of zeros where every mask entry of the row is -inf (ONNX says so), and
-ONNX Runtime reads the lowest float as -inf. What an exporter writes out differs there:
+Why the rewrite is exact. The operator gives a row of zeros where every mask entry of the row is -inf (ONNX says so),
+and ONNX Runtime reads the lowest float as -inf. What an exporter writes out differs there:
 
 * a mask of -inf and an IsNaN guard after the Softmax: a fully masked row gives zeros. The operator does the same.
-* a mask of the lowest float: score + lowest = lowest, so that a fully masked row weighs all positions alike. To keep that,
+* a mask of the lowest float: score + lowest = lowest, so that a fully masked row weighs all positions alike. To keep
+that,
   entries below -1e37 are halved. Halving keeps their order, they still swallow any score, and -inf stays -inf; so every
   Softmax stays as it was, and no entry is the lowest float any more.
 * a mask of -inf without a guard: a fully masked row gives NaN; the operator gives zeros. All other rows are equal.
@@ -12,18 +13,24 @@ ONNX Runtime reads the lowest float as -inf. What an exporter writes out differs
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.passes.fusing.elements import simplified
 from graphopt.passes.fusing.match import dtype_of, is_op, number, small
 from graphopt.passes.fusing.work import Sizes, Work
 
 MASK_FILL = -1e30  #: a fill below this swallows every score, so that adding it equals writing it
 _HUGE = -1e37  #: entries below this are halved
 Lengths = tuple[int, ...]
+
+
+class UnknownLengthError(Exception):
+    """A length that no tensor at hand has."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class MaskShaper:
         key_lengths: Lengths,
         target: Sizes,
     ) -> ir.Value | str | None:
-        """One mask for a core with these lengths, inserted before ``anchor``; the reason where there is none to be made."""
+        """One mask for a core with these lengths, inserted before ``anchor``; the reason where there is none to be
+        made."""
         parts = []
         for mask in masks:
             part = self._added(anchor, mask) if isinstance(mask, Fill) else self._softened(anchor, mask)
@@ -64,7 +72,24 @@ class MaskShaper:
         total = parts[0]
         for part in parts[1:]:
             total = self._sum(anchor, total, part)
-        return self._expanded(anchor, total, query_lengths, key_lengths)
+        try:
+            return self._expanded(anchor, total, query_lengths, key_lengths)
+        except UnknownLengthError:
+            return "the length to which its mask is to be widened is no size of an input"
+
+    def plain(self, node: ir.Node) -> ir.Value:
+        """The flags that mask an ``Attention`` already, in their plainest form; anything else as it is."""
+        mask, sizes = node.inputs[3], self.work.sizes(node.inputs[3])
+        assert mask is not None
+        key = ("plain", id(mask))
+        if key not in self._made:
+            self._made[key] = mask
+            found = simplified(self.work, node, mask, self._length) if dtype_of(mask) is ir.DataType.BOOL else None
+            if self.work.sizes(found) is not None and found is not None and sizes is not None and len(sizes[0]) > 1:
+                queries, keys = tuple(s[-2] for s in sizes), tuple(s[-1] for s in sizes)
+                with contextlib.suppress(UnknownLengthError):
+                    self._made[key] = self._expanded(node, found, queries, keys)
+        return self._made[key]
 
     def _fault(self, mask: ir.Value, target: Sizes, key_lengths: Lengths) -> str:
         sizes = self.work.sizes(mask)
@@ -101,22 +126,26 @@ class MaskShaper:
             self._made[key] = mask
         else:
             self._made[key] = self._softened_choice(anchor, mask) or self._halved(anchor, mask)
-            self.work.note(self._made[key], self.work.sizes(mask))
         return self._made[key]
 
     def _softened_choice(self, anchor: ir.Node, mask: ir.Value) -> ir.Value | None:
-        """A choice between two numbers, with the low one halved."""
+        """A choice between two numbers, with the low one halved and the condition in its plainest form."""
         node = mask.producer()
         if node is None or not is_op(node, "Where"):
             return None
-        numbers = [number(v) for v in node.inputs[1:]]
-        if any(n is None for n in numbers):
+        condition, numbers = node.inputs[0], [number(v) for v in node.inputs[1:]]
+        if condition is None or any(n is None for n in numbers):
             return None
         halved = [n / 2 if n is not None and np.isfinite(n) and n < _HUGE else n for n in numbers]
-        if halved == numbers:
+        plain = simplified(self.work, anchor, condition, self._length)
+        if self.work.sizes(plain) is None:
+            plain = None
+        if halved == numbers and plain is None:
             return mask
         values = [self.work.weight("mask_choice", np.array(n, np.float32)) for n in halved]
-        return self.work.emit(anchor, "Where", node.inputs[0], *values, like=mask, dtype=ir.DataType.FLOAT)
+        chosen = self.work.emit(anchor, "Where", plain or condition, *values, dtype=ir.DataType.FLOAT)
+        self.work.note(chosen, self.work.sizes(plain or condition))
+        return chosen
 
     def _halved(self, anchor: ir.Node, mask: ir.Value) -> ir.Value:
         work = self.work
@@ -144,7 +173,7 @@ class MaskShaper:
             return mask
         key = ("wide", id(mask), queries, keys)
         if key not in self._made:
-            lengths = [self._length(anchor, wanted, at) for wanted, at in ((queries, -2), (keys, -1))]
+            lengths = [self._product_length(anchor, wanted) for wanted in (queries, keys)]
             ones = [self.work.weight("ones", np.ones(max(rank - 2, 0), np.int64))] if rank > 2 else []
             if all(isinstance(n, int) for n in lengths):
                 shape = self.work.weight("mask_shape", np.array([1] * max(rank - 2, 0) + lengths, np.int64))
@@ -153,12 +182,12 @@ class MaskShaper:
                     self.work.weight("length", np.array([n], np.int64)) if isinstance(n, int) else n for n in lengths
                 ]
                 shape = self.work.emit(anchor, "Concat", *ones, *parts, axis=0, dtype=ir.DataType.INT64)
-            self._made[key] = self.work.emit(anchor, "Expand", mask, shape, dtype=ir.DataType.FLOAT)
+            self._made[key] = self.work.emit(anchor, "Expand", mask, shape, dtype=dtype_of(mask))
             wide = [(*s[:-2], q, k) for s, q, k in zip(sizes, queries, keys, strict=True)]
             self.work.note(self._made[key], tuple(tuple(s) for s in wide))
         return self._made[key]
 
-    def _length(self, anchor: ir.Node, sizes: Lengths, axis: int) -> ir.Value | int:
+    def _length(self, anchor: ir.Node, sizes: Lengths) -> ir.Value | int | None:
         """A length as a number, or as the size of a graph input's axis that was equal at both assignments."""
         if len(set(sizes)) == 1:
             return sizes[0]
@@ -169,9 +198,18 @@ class MaskShaper:
             for i in range(len(measured[0])):
                 if tuple(s[i] for s in measured) == sizes:
                     return self._size_of(anchor, value, i)
-        product = anchor.inputs[0] if axis == -2 else anchor.inputs[1]
-        assert product is not None  # the probabilities [B, h, Lq, Lk], or the values [B, h, Lk, d]
-        return self._size_of(anchor, product, 2)
+        return None
+
+    def _product_length(self, anchor: ir.Node, sizes: Lengths) -> ir.Value | int:
+        """The length of an axis of the product ``anchor``: of the probabilities, or of the values [B, h, Lk, d]."""
+        known = self._length(anchor, sizes)
+        if known is not None:
+            return known
+        for value in anchor.inputs[:2]:
+            measured = self.work.sizes(value)
+            if value is not None and measured is not None and tuple(s[-2] for s in measured) == sizes:
+                return self._size_of(anchor, value, len(measured[0]) - 2)
+        raise UnknownLengthError
 
     def _size_of(self, anchor: ir.Node, value: ir.Value, axis: int) -> ir.Value:
         key = ("size", id(value), axis)

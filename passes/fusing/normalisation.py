@@ -38,8 +38,8 @@ class Normalised:
 def rewrite(work: Work) -> int:
     """Put one operator in the place of each chain over the last axis. Returns how many.
 
-    Matches:  Div (or Mul by a Reciprocal) by ``Sqrt(ReduceMean(square) + eps)``, of ``x - ReduceMean(x)`` or of x itself, then Mul by
-              a constant [D], then for the centred form optionally Add of a constant [D]; x float32.
+    Matches:  Div (or Mul by a Reciprocal) by ``Sqrt(ReduceMean(square) + eps)``, of ``x - ReduceMean(x)`` or of x
+              itself, then Mul by a constant [D], then for the centred form optionally Add of a constant [D]; x float32.
     Rewrites: ``LayerNormalization(x, scale, bias)`` / ``RMSNormalization(x, scale)``.
     """
     count = 0
@@ -146,8 +146,8 @@ def _vector(node: ir.Node, other: ir.Value) -> ir.Value | None:
     for x, y in sides(node):
         tensor = constant(y)
         if x is other and tensor is not None and len(tensor.shape) > 0:
-            shape = [int(d) for d in tensor.shape]
-            return y if all(d == 1 for d in shape[:-1]) and shape[-1] > 1 else None
+            width = tensor.shape[-1]
+            return y if isinstance(width, int) and width > 1 and tensor.size == width else None
     return None
 
 

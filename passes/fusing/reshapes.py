@@ -1,4 +1,5 @@
-"""Reshape targets put together from Shape, Gather and Concat  ->  constants, so that no shape arithmetic is left to run."""
+"""Reshape targets put together from Shape, Gather and Concat  ->  constants, so that no shape arithmetic is left to
+run."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from graphopt.passes.fusing.work import Sizes, Work
 def rewrite(work: Work) -> int:
     """Write each target with 0 for the sizes that stay and at most one -1. Returns how many.
 
-    Matches:  ``Reshape(x, target)`` with a computed target, where every result size was, at both assignments of the dynamic dims,
-              a fixed number or the size of x on the same axis, but for at most one.
+    Matches:  ``Reshape(x, target)`` with a computed target, where every result size was, at both assignments of the
+              dynamic dims, a fixed number or the size of x on the same axis, but for at most one.
     Rewrites: the target becomes a constant; ``allowzero`` goes. A Reshape to the shape that x has goes altogether.
     Leaves:   x with a static 0 or a result that is empty; more than one size that is neither.
     """

@@ -15,10 +15,11 @@ _SUM_OPSET = 8  #: Sum broadcasts
 def rewrite(work: Work) -> int:
     """Write the additions in front of a normalisation and of a GELU as ``Sum``. Returns how many.
 
-    Matches:  ``Add(a, b)`` of two activations that a LayerNormalization or RMSNormalization takes in, and ``Add(x, bias)`` that only
-              a Gelu takes in.
-    Rewrites: ``Sum(a, b)``, the same figures. ONNX Runtime's SkipLayerNormalization takes 7 times as long on the CPU as Sum and
-              LayerNormalization, SkipSimplifiedLayerNormalization twice, BiasGelu 1.2 times (``benchmarks/probes/fused_kernels.py``).
+    Matches:  ``Add(a, b)`` of two activations that a LayerNormalization or RMSNormalization takes in, and ``Add(x,
+              bias)`` that only a Gelu takes in.
+    Rewrites: ``Sum(a, b)``, the same figures. ONNX Runtime's SkipLayerNormalization takes 7 times as long on the CPU
+              as Sum and LayerNormalization, SkipSimplifiedLayerNormalization twice, BiasGelu 1.2 times
+              (``benchmarks/probes/fused_kernels.py``).
     """
     if work.opset < _SUM_OPSET:
         return 0
@@ -46,8 +47,8 @@ def _feeds_gelu(node: ir.Node) -> bool:
 def take_apart(work: Work) -> int:
     """Undo those fusions where a file already carries them. Returns how many.
 
-    Matches:  contrib ``SkipLayerNormalization`` and ``SkipSimplifiedLayerNormalization`` (only the normalised and the summed
-              output in use), and ``BiasGelu``.
+    Matches:  contrib ``SkipLayerNormalization`` and ``SkipSimplifiedLayerNormalization`` (only the normalised and the
+              summed output in use), and ``BiasGelu``.
     Rewrites: Sum and the normalisation; Sum and Gelu.
     """
     count = 0

@@ -40,7 +40,7 @@ def clean(*atoms: Atom) -> bool:
     return not any(part.reasons for atom in atoms for part in (find(atom), *leaves(atom)))
 
 
-# -- building -----------------------------------------------------------------------------------------------------
+# -- building --------------------------------------------------------------------------------------
 def test_products_drop_ones_and_sums_drop_nothings():
     a = leaf(5)
     assert times(leaf(1), a, leaf(1)) is a
@@ -51,7 +51,7 @@ def test_products_drop_ones_and_sums_drop_nothings():
     assert concat([leaf(2), leaf(3, 4)]).size == (5, 6)
 
 
-# -- refinement ---------------------------------------------------------------------------------------------------
+# -- refinement ------------------------------------------------------------------------------------
 def test_a_leaf_takes_the_other_sides_structure():
     width, heads, dim = leaf(384), leaf(12), leaf(32)
     unify(width, times(heads, dim))
@@ -119,7 +119,7 @@ def test_a_static_size_is_never_divided_by_a_dynamic_one():
     assert not clean(static)
 
 
-# -- packed forms ---------------------------------------------------------------------------------------------------
+# -- packed forms ----------------------------------------------------------------------------------
 def test_packed_product_against_split_in_three():
     packed = times(three := leaf(3), heads := leaf(4), dim := leaf(5))
     parts = [leaf(20), leaf(20), leaf(20)]
@@ -154,7 +154,7 @@ def test_a_split_through_a_head_freezes():
     assert all(x.reasons for p in (packed, *parts) for x in leaves(p))
 
 
-# -- clashes --------------------------------------------------------------------------------------------------------
+# -- clashes ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("left", "right"), [((4, 9), (6, 6)), ((5,), (7,)), ((2, 3), (4, 2)), ((6, 5), (15, 2))], ids=str
 )
@@ -185,7 +185,7 @@ def test_reasons_survive_unification():
     assert list(find(a).reasons) == ["first", "second"]
 
 
-# -- reading: brute force ---------------------------------------------------------------------------------------------
+# -- reading: brute force --------------------------------------------------------------------------
 @st.composite
 def expressions(draw, most: int = 120):
     """An expression over up to three leaves, each of which may occur more than once."""

@@ -41,7 +41,7 @@ def test_packed_positions_of_a_head():
     assert dims.positions(packed).tolist() == [*[0, 1, 2, 3] * 6, *[-1] * 12]
 
 
-# -- what is frozen, and why --------------------------------------------------------------------------------------------
+# -- what is frozen, and why -----------------------------------------------------------------------
 def branch(middle: str, *, weights: str = MLP, ints: str = "", signature: str = HIDDEN, opset: int = 18) -> ir.Model:
     """``x W1 -> middle (h to a) -> W2``."""
     body = f"h = MatMul(x, W1)\n{middle}\ny = MatMul(a, W2)"
@@ -98,8 +98,10 @@ FROZEN = {
         "its size is computed with, by Cast 'Cast_f'",
     ),
     "its size counted out": (
-        "s = Shape <start = 2> (h)\nq = Squeeze(s)\nr = Range(zero, q, one)\nt = ReduceSum <keepdims = 0> (r)\n"
-        "f = Cast <to = 1> (t)\na = Div(h, f)",
+        (
+            "s = Shape <start = 2> (h)\nq = Squeeze(s)\nr = Range(zero, q, one)\nt = ReduceSum <keepdims = 0> (r)\n"
+            "f = Cast <to = 1> (t)\na = Div(h, f)"
+        ),
         {"ints": "zero = [0]; one = [1]"},
         "its size is computed with, by Range 'Range_r'",
     ),
@@ -109,8 +111,10 @@ FROZEN = {
         "its size is computed with, by Cast 'Cast_f'",
     ),
     "its size as the limit of another axis": (
-        "s = Shape <start = 2> (h)\nt = Mul(s, two)\nc = Slice(x, zero, t, one)\nr = ReduceSum <keepdims = 1> (c, one)\n"
-        "p = ReduceSum <keepdims = 1> (r, last)\na = Mul(h, p)",
+        (
+            "s = Shape <start = 2> (h)\nt = Mul(s, two)\nc = Slice(x, zero, t, one)\n"
+            "r = ReduceSum <keepdims = 1> (c, one)\np = ReduceSum <keepdims = 1> (r, last)\na = Mul(h, p)"
+        ),
         {"ints": "zero = 0; one = 1; two = 2; last = -1"},
         "its size is computed with",
     ),
@@ -239,7 +243,7 @@ def test_a_branch_that_nothing_reads_neither_counts_nor_freezes():
     assert summary(axes) == [("neurons", 6, ("W1.1", "W2.0"))]
 
 
-# -- forms that pass ---------------------------------------------------------------------------------------------------
+# -- forms that pass -------------------------------------------------------------------------------
 PASSES = {
     "a constant scalar": ("a = Add(h, c)", {"weights": f"{MLP} c[]"}),
     "a square": ("a = Mul(h, h)", {}),
@@ -255,7 +259,10 @@ PASSES = {
         {},
     ),
     "a short expand": ("a = Expand(h, e)", {"ints": "e = 6"}),
-    "an expand of one to all": ("u = Unsqueeze(h, i)\ne = Expand(u, n)\na = Squeeze(e, i)", {"ints": "i = 0; n = 1 1 1 6"}),
+    "an expand of one to all": (
+        "u = Unsqueeze(h, i)\ne = Expand(u, n)\na = Squeeze(e, i)",
+        {"ints": "i = 0; n = 1 1 1 6"},
+    ),
     "slice without axes": ("a = Slice(h, b, e)", {"ints": "b = 0 0; e = 100 100"}),
     "the last member added": (
         "p = Gather <axis = -1> (h, i)\na = Add(h, p)",
@@ -263,13 +270,17 @@ PASSES = {
     ),
     "allowzero": ("a = Reshape <allowzero = 1> (h, s)", {"ints": "s = -1 5 6", "signature": HIDDEN.replace("S", "5")}),
     "the size doubled and halved": (
-        "s = Shape(h)\nt = Slice(s, two, three)\nu = Mul(t, two)\nv = Div(u, two)\nl = Slice(s, zero, two)\n"
-        "w = Concat <axis = 0> (l, v)\na = Reshape(h, w)",
+        (
+            "s = Shape(h)\nt = Slice(s, two, three)\nu = Mul(t, two)\nv = Div(u, two)\nl = Slice(s, zero, two)\n"
+            "w = Concat <axis = 0> (l, v)\na = Reshape(h, w)"
+        ),
         {"ints": "zero = 0; two = 2; three = 3"},
     ),
     "a layer norm over positions": (
-        "t = Transpose <perm = [0, 2, 1]> (h)\nn = LayerNormalization <axis = -1> (t, g)\n"
-        "a = Transpose <perm = [0, 2, 1]> (n)",
+        (
+            "t = Transpose <perm = [0, 2, 1]> (h)\nn = LayerNormalization <axis = -1> (t, g)\n"
+            "a = Transpose <perm = [0, 2, 1]> (n)"
+        ),
         {"weights": f"{MLP} g[5]", "signature": HIDDEN.replace("S", "5")},
     ),
 }
@@ -289,7 +300,7 @@ def test_a_clip_that_moves_zero_is_not_zero():
         assert len(check_every_group(model).prunable) == prunable
 
 
-# -- reference exports ---------------------------------------------------------------------------------------------------
+# -- reference exports -----------------------------------------------------------------------------
 EXPECTED = {  # heads groups' sizes and neurons groups' sizes, of 2 layers (a decoder of 2 more for t5 and whisper)
     "bert": ([4, 4], [160, 160]),
     "llama": ([2, 2, 2, 2], [160, 160]),

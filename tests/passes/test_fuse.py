@@ -113,11 +113,14 @@ ERF = {
     "after": "a = Mul(ir, x) b = Erf(a) c = Add(one, b) d = Mul(c, x) y = Div(d, two)",
 }
 TANH = {
-    "gpt2": "p = Pow(x, three) a = Mul(p, k) b = Add(x, a) c = Mul(b, s) t = Tanh(c) u = Add(t, one) h = Mul(x, half) y = Mul(h, u)",
-    "cube": "q = Mul(x, x) p = Mul(q, x) a = Mul(k, p) b = Add(a, x) c = Mul(s, b) t = Tanh(c) u = Add(one, t) v = Mul(u, x) y = Mul(v, half)",
+    "gpt2": """p = Pow(x, three) a = Mul(p, k) b = Add(x, a) c = Mul(b, s) t = Tanh(c) u = Add(t, one)
+      h = Mul(x, half) y = Mul(h, u)""",
+    "cube": """q = Mul(x, x) p = Mul(q, x) a = Mul(k, p) b = Add(a, x) c = Mul(s, b) t = Tanh(c) u = Add(one, t)
+      v = Mul(u, x) y = Mul(v, half)""",
 }
 NUMBERS = {
-    "r": 2**0.5, "ir": 0.5**0.5, "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0, "k": 0.044715, "s": (2 / np.pi) ** 0.5
+    "r": 2**0.5, "ir": 0.5**0.5, "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0, "k": 0.044715,
+    "s": (2 / np.pi) ** 0.5
 }  # fmt: skip
 
 
@@ -168,7 +171,8 @@ def test_gelu_in_a_nested_body_is_recognised() -> None:
         """
         agraph (bool c, float[N, 6] x) => (float[N, 6] y) {
           y = If (c) <
-            then_branch = g1 () => (float[N, 6] t) { a = Div(x, r) b = Erf(a) e = Add(b, one) d = Mul(x, e) t = Mul(d, half) },
+            then_branch = g1 () => (float[N, 6] t) { a = Div(x, r) b = Erf(a) e = Add(b, one) d = Mul(x, e)
+            t = Mul(d, half) },
             else_branch = g2 () => (float[N, 6] u) { u = Neg(x) }
           >
         }""",
@@ -333,15 +337,21 @@ def ragged(low: float, *, empty: bool = False, queries: int = L) -> np.ndarray:
 
 
 SPELLINGS = {
-    "eager": f"{SPLIT} {DIRECT} s = MatMul(qt, kt) z = Mul(s, scale) m = Add(z, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}",
-    "div": f"{SPLIT} {DIRECT} s = MatMul(qt, kt) z = Div(s, two) m = Add(mask, z) p = Softmax<axis = 3>(m) c = MatMul(p, vt) {MERGE}",
-    "sdpa": f"""{SPLIT} {DIRECT} qs = Mul(qt, root) ks = Mul(kt, root) s = MatMul(qs, ks) m = Add(s, mask) p = Softmax<axis = -1>(m)
+    "eager": f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) z = Mul(s, scale) m = Add(z, mask)
+      p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}""",
+    "div": f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) z = Div(s, two) m = Add(mask, z) p = Softmax<axis = 3>(m)
+      c = MatMul(p, vt) {MERGE}""",
+    "sdpa": f"""{SPLIT} {DIRECT} qs = Mul(qt, root) ks = Mul(kt, root) s = MatMul(qs, ks) m = Add(s, mask)
+      p = Softmax<axis = -1>(m)
             n = IsNaN(p) g = Where(n, zero, p) c = MatMul(g, vt) {MERGE}""",
     "key transposed twice": f"""{SPLIT} kh = Transpose<perm = [0, 2, 1, 3]>(k4) kt = Transpose<perm = [0, 1, 3, 2]>(kh)
-            s = MatMul(qt, kt) z = Mul(s, scale) m = Add(z, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}""",
-    "fused product": f"""{SPLIT} kh = Transpose<perm = [0, 2, 1, 3]>(k4) s = com.microsoft.FusedMatMul<alpha = 0.5, transB = 1>(qt, kh)
+            s = MatMul(qt, kt) z = Mul(s, scale) m = Add(z, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt)
+            {MERGE}""",
+    "fused product": f"""{SPLIT} kh = Transpose<perm = [0, 2, 1, 3]>(k4)
+      s = com.microsoft.FusedMatMul<alpha = 0.5, transB = 1>(qt, kh)
             m = Add(s, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}""",
-    "operator": f"""{SPLIT} kh = Transpose<perm = [0, 2, 1, 3]>(k4) c = Attention<scale = 0.5>(qt, kh, vt, mask) {MERGE}""",
+    "operator": f"""{SPLIT} kh = Transpose<perm = [0, 2, 1, 3]>(k4) c = Attention<scale = 0.5>(qt, kh, vt, mask)
+      {MERGE}""",
 }
 
 
@@ -392,7 +402,8 @@ def test_a_mask_that_is_a_choice_of_numbers_is_halved_in_the_choice() -> None:
 
 
 def test_a_fill_in_place_of_the_scores_becomes_an_addition() -> None:
-    core = f"s = MatMul(qt, kt) z = Mul(s, scale) m = Where(keep, z, low) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}"
+    core = f"""s = MatMul(qt, kt) z = Mul(s, scale) m = Where(keep, z, low) p = Softmax<axis = -1>(m)
+      c = MatMul(p, vt) {MERGE}"""
     model = attention(f"{SPLIT} {DIRECT} {core}", "bool[B, 1, L, L] keep")
     result, _ = fuse(model)
     assert ops(result) == ["Where", "Attention"]
@@ -421,7 +432,8 @@ def test_two_layers_share_one_mask() -> None:
 
 
 def test_two_masks_are_added_once() -> None:
-    core = f"s = MatMul(qt, kt) z = Mul(s, scale) a = Add(z, bias) m = Add(a, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}"
+    core = f"""s = MatMul(qt, kt) z = Mul(s, scale) a = Add(z, bias) m = Add(a, mask) p = Softmax<axis = -1>(m)
+      c = MatMul(p, vt) {MERGE}"""
     model = attention(f"{SPLIT} {DIRECT} {core}", f"float[B, 1, L, L] mask, float[1, {H}, L, L] bias")
     result, _ = fuse(model)
     assert ops(result)[-2:] == ["Add", "Attention"]
@@ -432,20 +444,24 @@ def test_two_masks_are_added_once() -> None:
     ("body", "reason"),
     [
         (
-            f"{SPLIT} {DIRECT} s = MatMul(qt, kt) a = Add(s, mask) m = Mul(a, scale) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}",
+            f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) a = Add(s, mask) m = Mul(a, scale)
+              p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}""",
             "its mask is scaled together with the product",
         ),
         (
-            f"{SPLIT} {DIRECT} s = MatMul(qt, kt) z = Mul(s, minus) m = Add(z, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}",
+            f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) z = Mul(s, minus) m = Add(z, mask)
+              p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}""",
             "its scale is -0.5",
         ),
         (
-            f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) k0 = Equal(mask, zero) m = Where(k0, s, mild) p = Softmax<axis = -1>(m)
+            f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) k0 = Equal(mask, zero) m = Where(k0, s, mild)
+              p = Softmax<axis = -1>(m)
             c = MatMul(p, vt) {MERGE}""",
             "it fills masked scores with -10000",
         ),
         (
-            f"{SPLIT} {DIRECT} s = MatMul(qt, kt) e = Exp(s) m = Add(e, mask) p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}",
+            f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) e = Exp(s) m = Add(e, mask)
+              p = Softmax<axis = -1>(m) c = MatMul(p, vt) {MERGE}""",
             "its scores come from Add",
         ),
     ],
@@ -454,15 +470,18 @@ def test_what_the_operator_cannot_say_is_declined_with_the_reason(body: str, rea
     model = attention(body)
     result, plan = fuse(model)
     assert "Attention" not in ops(result)
-    assert reason in [d.reason for d in plan.declined][0]
+    assert reason in next(d.reason for d in plan.declined)
     assert_equal_outputs(model, result, tokens(mask=ragged(-1e4)))
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        f"{SPLIT} {DIRECT} s = MatMul(qt, kt) m = Add(s, mask) p = Softmax<axis = 1>(m) c = MatMul(p, vt) {MERGE}",  # over heads
-        f"{SPLIT} {DIRECT} s = MatMul(qt, kt) m = Add(s, mask) p = Softmax<axis = -1>(m) c = MatMul(p, p) d = MatMul(c, vt) ct = Transpose<perm = [0, 2, 1, 3]>(d) y = Reshape(ct, merge)",
+        f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) m = Add(s, mask) p = Softmax<axis = 1>(m)
+          c = MatMul(p, vt) {MERGE}""",  # over heads
+        f"""{SPLIT} {DIRECT} s = MatMul(qt, kt) m = Add(s, mask) p = Softmax<axis = -1>(m)
+          c = MatMul(p, p) d = MatMul(c, vt) ct = Transpose<perm = [0, 2, 1, 3]>(d)
+          y = Reshape(ct, merge)""",
     ],
 )
 def test_another_softmax_stays(body: str) -> None:
@@ -501,7 +520,142 @@ def test_below_opset_23_the_model_is_raised_and_says_so() -> None:
     assert_equal_outputs(model, result, tokens(mask=ragged(LOWEST, empty=True)))
 
 
-# -- fused operators in the file ---------------------------------------------------------------------------------------
+# -- masks by index arithmetic ----------------------------------------------------------------------------------------
+
+SIZES = "sb = Shape<start = 0, end = 1>(q) sl = Shape<start = 1, end = 2>(q) b0 = Squeeze(sb) l0 = Squeeze(sl)"
+RANGES = f"""{SIZES} rb = Range(i0, b0, i1) rl = Range(i0, l0, i1)
+  ub = Unsqueeze(rb, ax123) uq = Unsqueeze(rl, ax013) uk = Unsqueeze(rl, ax012)"""
+GATHERED = f"""{RANGES} grid = Max(ub, uk) gs = Shape(grid) eb = Expand(ub, gs) ek = Expand(uk, gs)
+  fb = Unsqueeze(eb, last) fk = Unsqueeze(ek, last) at = Concat<axis = -1>(fb, fk) seen = GatherND(flags, at)"""
+FLATTENED = f"""{RANGES} flat2 = Flatten<axis = 2>(flags) row = Mul(ub, sl) at = Add(uk, row)
+  picked = Gather<axis = 0>(flat2, at)
+  line = Reshape(picked, minus1) ats = Shape(at) seen = Reshape(line, ats)"""
+ALWAYS = "ge = GreaterOrEqual(uq, i0) keep = And(ge, seen)"
+CAUSAL = "past = LessOrEqual(uk, uq) keep = And(past, seen)"
+CHOSEN = f"""w = Where(keep, zero, low) {SPLIT} {DIRECT} s = MatMul(qt, kt) z = Mul(s, scale) m = Add(z, w)
+  p = Softmax<axis = -1>(m)
+  c = MatMul(p, vt) {MERGE}"""
+INDEXING: dict[str, Any] = {
+    "i0": np.array(0),
+    "i1": np.array(1),
+    "last": np.array([-1]),
+    "minus1": np.array([-1]),
+    "ax123": np.array([1, 2, 3]),
+    "ax013": np.array([0, 1, 3]),
+    "ax012": np.array([0, 1, 2]),
+}
+
+
+def indexed(body: str, **numbers: Any) -> ir.Model:
+    constants = CONSTANTS | INDEXING | numbers
+    used = {k: v for k, v in constants.items() if re.search(rf"[ (]{k}[,)]", body)}
+    qkv = ", ".join(f"float[B, L, {H * D}] {n}" for n in "qkv")
+    return parse(f"agraph ({qkv}, bool[B, L] flags) => (float[B, L, {H * D}] y) {{ {body} }}", 23, used)
+
+
+FLAGS = np.array([[True, False, True, True, False], [False] * 5])
+
+
+@pytest.mark.parametrize("gather", [GATHERED, FLATTENED])
+def test_a_mask_gathered_by_ranges_is_an_unsqueeze(gather: str) -> None:
+    model = indexed(f"{gather} {ALWAYS} {CHOSEN}")
+    result, _ = fuse(model)
+    assert ops(result) == ["Unsqueeze", "Where", "Shape", "Concat", "Expand", "Attention"]
+    assert_equal_outputs(model, result, tokens(flags=FLAGS))
+
+
+@pytest.mark.parametrize("gather", [GATHERED, FLATTENED])
+def test_a_causal_mask_keeps_its_comparison(gather: str) -> None:
+    model = indexed(f"{gather} {CAUSAL} {CHOSEN}")
+    result, _ = fuse(model)
+    assert sorted(ops(result)) == sorted(
+        ["Shape", "Squeeze", "Range", "Unsqueeze", "Unsqueeze", "LessOrEqual", "Unsqueeze", "And", "Where", "Attention"]
+        + ["Range", "Squeeze"] * (ops(result).count("Range") - 1)
+    )
+    assert_equal_outputs(model, result, tokens(flags=FLAGS))
+
+
+@pytest.mark.parametrize(
+    ("body", "numbers"),
+    [
+        (
+            f"{GATHERED} {ALWAYS} {CHOSEN}".replace(
+                "rl = Range(i0, l0, i1)", "rn = Range(i0, l0, i1) rl = Sub(rn, i1)"
+            ),
+            {},
+        ),
+        (
+            f"{FLATTENED} {ALWAYS} {CHOSEN}".replace("Mul(ub, sl)", "Mul(uk, sl)").replace(
+                "Add(uk, row)", "Add(ub, row)"
+            ),
+            {},
+        ),
+    ],
+)
+def test_a_mask_gathered_in_another_order_keeps_its_gather(body: str, numbers: dict[str, Any]) -> None:
+    model = indexed(body, **numbers)
+    result, _ = fuse(model)
+    assert "Gather" in ops(result) or "GatherND" in ops(result)
+    square = np.array([[True, False], [True, True]])
+    feed = {n: draw(2, 2, H * D, seed=i) for i, n in enumerate("qkv")} | {"flags": square}
+    assert_equal_outputs(model, result, feed)
+
+
+# -- biases -----------------------------------------------------------------------------------------------------------
+
+PROJECTED = (
+    """q0 = MatMul(x, wq) q = Add(q0, bq) k0 = MatMul(x, wk) k = Add(bk, k0) v0 = MatMul(x, wv) v = Sum(v0, bv)"""
+)
+OUTPUT = f"a = Attention<q_num_heads = {H}, kv_num_heads = {H}>(q, k, v, mask) o = MatMul(a, wo) y = Add(o, bo)"
+
+
+def projected(make_mask: str, given: str, **weights: Any) -> ir.Model:
+    width = H * D
+    matrices = {f"w{n}": draw(width, width, seed=i) / 3 for i, n in enumerate("qkvo")}
+    vectors = {f"b{n}": draw(width, seed=10 + i) for i, n in enumerate("qkvo")}
+    body = f"{PROJECTED} {make_mask} {OUTPUT}"
+    used = {k: v for k, v in (CONSTANTS | weights).items() if re.search(rf"[ (]{k}[,)]", body)}
+    return parse(
+        f"agraph (float[B, L, {width}] x{given}) => (float[B, L, {width}] y) {{ {body} }}",
+        23,
+        matrices | vectors | used,
+    )
+
+
+FLOAT_MASK, BOOL_MASK = ", float[B, 1, L, L] mask", ", bool[B, 1, L, L] mask"
+FINITE = "mask = Where(keep, zero, half)"
+
+
+@pytest.mark.parametrize(
+    ("make_mask", "given", "left"),
+    [
+        (FINITE, ", bool[B, 1, L, L] keep", 2),  # query and output
+        ("", BOOL_MASK, 3),  # a fully masked row has no value to add its bias to
+        ("", FLOAT_MASK, 4),  # entries that are not known may round the scores
+        ("mask = Where(keep, zero, mild)", ", bool[B, 1, L, L] keep", 4),
+    ],
+)
+def test_biases_that_cancel_or_can_be_added_later_go(make_mask: str, given: str, left: int) -> None:
+    model = projected(make_mask, given, half=np.float32(LOWEST / 2))
+    result, plan = fuse(model)
+    added = [node for node in result.graph if node.op_type in ("Add", "Sum")]
+    assert len(added) == left
+    assert plan.empty == (left == 4)
+    keep = ragged(-1.0, empty=True) == 0
+    name = "keep" if "keep" in given else "mask"
+    mask = ragged(LOWEST, empty=True) if given == FLOAT_MASK else keep
+    assert_equal_outputs(model, result, {"x": draw(B, L, H * D), name: mask}, atol=5e-6)
+
+
+def test_the_key_bias_stays_below_a_soft_cap() -> None:
+    model = projected(FINITE, ", bool[B, 1, L, L] keep", half=np.float32(LOWEST / 2))
+    next(node for node in model.graph if node.op_type == "Attention").attributes["softcap"] = ir.AttrFloat32(
+        "softcap", 2.0
+    )
+    assert fuse(model)[1].empty
+
+
+# -- fused operators in the file --------------------------------------------------------------------------------------
 
 
 def contrib_attention(index: str, *, unidirectional: int = 0) -> ir.Model:
@@ -509,7 +663,8 @@ def contrib_attention(index: str, *, unidirectional: int = 0) -> ir.Model:
     inputs = f"float[B, L, {width}] x, {index} index" if index else f"float[B, L, {width}] x"
     return parse(
         f"""agraph ({inputs}) => (float[B, L, {width}] y) {{
-          y = com.microsoft.Attention<num_heads = {H}, unidirectional = {unidirectional}>(x, w, b{", index" if index else ""}) }}""",
+          y = com.microsoft.Attention<num_heads = {H}, unidirectional = {unidirectional}>(
+            x, w, b{", index" if index else ""}) }}""",
         20,
         {"w": draw(width, 3 * width, seed=3) / 3, "b": draw(3 * width, seed=4)},
     )
@@ -541,7 +696,8 @@ def test_causal_contrib_attention() -> None:
 def test_contrib_attention_with_a_cache_stays() -> None:
     width = H * D
     model = parse(
-        f"""agraph (float[B, L, {width}] x, float[2, B, {H}, P, {D}] past) => (float[B, L, {width}] y, float[2, B, {H}, T, {D}] now) {{
+        f"""agraph (float[B, L, {width}] x, float[2, B, {H}, P, {D}] past) =>
+          (float[B, L, {width}] y, float[2, B, {H}, T, {D}] now) {{
           y, now = com.microsoft.Attention<num_heads = {H}>(x, w, b, , past) }}""",
         20,
         {"w": draw(width, 3 * width), "b": draw(3 * width)},
@@ -568,7 +724,8 @@ def test_multi_head_attention_is_written_with_the_standard_operator(added: str) 
 def test_a_fused_embedding_comes_apart() -> None:
     model = parse(
         """agraph (int32[B, L] ids, int32[B, L] kinds, int32[B, L] mask) => (float[B, L, 6] y, int32[B] n) {
-          y, n = com.microsoft.EmbedLayerNormalization<epsilon = 1e-5>(ids, kinds, words, places, segments, g, b, mask) }""",
+          y, n = com.microsoft.EmbedLayerNormalization<epsilon = 1e-5>(
+            ids, kinds, words, places, segments, g, b, mask) }""",
         20,
         {
             "words": draw(20, 6),
@@ -586,7 +743,7 @@ def test_a_fused_embedding_comes_apart() -> None:
     assert_equal_outputs(model, result, {"ids": ids, "kinds": kinds, "mask": mask})
 
 
-# -- shapes and opsets --------------------------------------------------------------------------------------------------
+# -- shapes and opsets ------------------------------------------------------------------------------------------------
 
 
 def test_a_computed_reshape_target_becomes_a_constant() -> None:
@@ -640,7 +797,7 @@ def test_an_operator_that_changed_its_meaning_keeps_the_opset() -> None:
     )
 
 
-# -- choosing -------------------------------------------------------------------------------------------------------------
+# -- choosing ---------------------------------------------------------------------------------------------------------
 
 
 class Clock:

@@ -32,6 +32,7 @@ class Context:
         self.original, self.feeds = original, list(feeds)
         self.has_data, self.can_run = bool(feeds), True
         self.static_ratio = static_ratio
+        self.most = 1000  #: int8 products that the guard stands
         self.timed = 0
 
     def observe(
@@ -46,7 +47,7 @@ class Context:
         return {name: self.static_ratio if name == "static" else 1.0 for name in models}
 
     def acceptable(self, model: ir.Model) -> bool:
-        return True
+        return sum(node.op_type == "MatMulInteger" for node in model.graph) <= self.most
 
     @contextlib.contextmanager
     def progress(self, label: str, total: int) -> Iterator[Progress]:
@@ -62,9 +63,10 @@ def parse(text: str, weights: Mapping[str, np.ndarray] | None = None, opset: int
     for name, array in (weights or {}).items():
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape))
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        old = next((v for g in all_graphs(model) for n in g for v in n.inputs if v is not None and v.name == name), None)
-        if old is None:
+        read = [v for node in model.graph.all_nodes() for v in node.inputs if v is not None and v.name == name]
+        if not read:
             continue
+        old = read[0]
         for node, index in list(old.uses()):
             node.replace_input_with(index, value)
         if old in model.graph.inputs:
@@ -153,7 +155,7 @@ def test_dynamic_writes_the_pattern_that_onnxruntime_fuses() -> None:
     last = result.graph.outputs[0].producer()
     assert last is not None and last.inputs[1] is result.graph.initializers["b"], "only a bias in second place is fused"
     assert relative(model, result, X) < 0.02
-    assert plan.resolved == {"mode": "dynamic"}
+    assert plan.resolved["mode"] == "dynamic"
 
 
 def test_the_file_loads_to_one_kernel(tmp_path: object) -> None:
@@ -278,7 +280,7 @@ def test_static_writes_qdq() -> None:
     result, plan = quantize(model, [X], mode="static")
     expected = ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul", "Add"]
     assert sorted(ops(result)) == sorted(expected)
-    assert float_weights(result) == set() and plan.resolved == {"mode": "static"}
+    assert float_weights(result) == set() and plan.resolved["mode"] == "static"
     assert relative(model, result, X) < 0.03
 
 
@@ -292,7 +294,7 @@ def test_static_gemm_has_an_integer_bias() -> None:
 def test_static_without_data_is_dynamic_and_says_so() -> None:
     result, plan = quantize(parse(LINEAR, W), mode="static")
     assert "MatMulInteger" in ops(result)
-    assert plan.resolved == {"mode": "dynamic"}
+    assert plan.resolved["mode"] == "dynamic"
     assert any("needs data" in note for note in plan.notes)
 
 
@@ -301,7 +303,7 @@ def test_auto_takes_the_faster_and_pins_it(ratio: float, chosen: str) -> None:
     model = parse(LINEAR, W)
     context = Context(model, [X], static_ratio=ratio)
     plan = Int8().plan(GraphView(model), context)  # type: ignore[arg-type]
-    assert plan.resolved == {"mode": chosen} and context.timed == 1
+    assert plan.resolved == {"mode": chosen, "max_error": 0.05} and context.timed == 1
     replay = Int8(**plan.resolved)
     first, second = clone_model(model), clone_model(model)
     Int8().apply(GraphEditor(first), plan)
@@ -341,12 +343,12 @@ def test_sliced_table() -> None:
 
 def test_tied_embedding_and_projection_share_one_table() -> None:
     model = parse(
-        f"""
-        agraph (int64[b, s] ids) => (float[b, s, 100] y) {{
+        """
+        agraph (int64[b, s] ids) => (float[b, s, 100] y) {
             h = Gather(t, ids)
             tt = Transpose <perm = [1, 0]> (t)
             y = MatMul(h, tt)
-        }}
+        }
         """,
         {"t": matrix(100, K)},
     )
@@ -390,7 +392,8 @@ def test_declined(body: str, weights: dict[str, np.ndarray], expected: str) -> N
 
 
 def test_other_types_and_domains_are_declined() -> None:
-    half = parse(f"agraph (float16[b, {K}] x) => (float16[b, {N}] y) {{ y = MatMul(x, w) }}", {"w": matrix().astype(np.float16)})
+    text = f"agraph (float16[b, {K}] x) => (float16[b, {N}] y) {{ y = MatMul(x, w) }}"
+    half = parse(text, {"w": matrix().astype(np.float16)})
     _, plan = quantize(half)
     assert "float16" in plan.declined[0].reason
     custom = parse(f"agraph (float[b, {K}] x) => (float[b, {N}] y) {{ y = com.microsoft.Mystery(x, w) }}", W)
@@ -427,7 +430,7 @@ def test_weight_that_something_else_needs_is_left_alone() -> None:
         W,
     )
     _, plan = quantize(model)
-    assert plan.empty and "also read by Relu" in next(iter(reasons(plan).values()))
+    assert plan.empty and "also read by Relu" in reasons(plan)["MatMul_y"]
 
 
 def test_not_a_number_is_declined() -> None:
@@ -546,6 +549,29 @@ def test_site_that_would_suffer_stays_float() -> None:
     feeds = [{"x": x}]
     _, plan = quantize(model, feeds, mode="static", max_error=0.0)
     assert plan.empty and all("max_error" in reason for reason in reasons(plan).values())
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3])
+def test_the_worst_sites_stay_float_until_the_guard_accepts(most: int) -> None:
+    lines = [f"x{i + 1} = MatMul(x{i}, w{i})" for i in range(3)]
+    model = parse(
+        f"agraph (float[b, s, {K}] x0) => (float[b, s, {K}] x3) {{ {' '.join(lines)} }}",
+        {f"w{i}": matrix(K, K, i) * np.geomspace(1, 10**i, K, dtype=np.float32)[:, None] for i in range(3)},
+    )
+    context = Context(model, [{"x0": X["x"]}])
+    context.most = most
+    step = Int8(mode="dynamic", balance=0.0)
+    plan = step.plan(GraphView(model), context)  # type: ignore[arg-type]
+    if most == 0:
+        assert len(plan.changes) == 3, "nothing helps, so the guard gets to refuse all of it"
+        return
+    assert len(plan.changes) == most
+    assert all("max_error" in reason for reason in reasons(plan).values())
+    if most < 3:
+        assert any("guard would refuse" in note for note in plan.notes)
+    context.most = 1000
+    replay = Int8(**{"balance": 0.0, **plan.resolved}).plan(GraphView(model), context)  # type: ignore[arg-type]
+    assert replay.changes == plan.changes
 
 
 def test_without_data_the_notes_say_what_is_missing() -> None:

@@ -26,8 +26,7 @@ def gather(node: NodeAxes) -> None:
     begin = int(picked.reshape(-1)[0]) % size
     before, one, after = node.atom(begin), node.atom(1), node.atom(size - begin - 1)
     unify(rows, concat([before, one, after]))
-    if begin:
-        node.bound(1, 0, before, rows)
+    node.bound(1, 0, before, rows)
 
 
 @rule("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Compress", "OneHot", "TopK", "ReverseSequence")

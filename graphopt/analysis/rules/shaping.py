@@ -155,8 +155,7 @@ def slice_(node: NodeAxes) -> None:
         before, after = node.atom(begin), node.atom(size - max(end, begin))
         unify(axis, concat([before, target, after]))
         if bounds_are_inputs and (begin, end) != (0, size):
-            if begin:
-                node.bound(1, position, before, axis)
+            node.bound(1, position, before, axis)
             node.bound(2, position, concat([before, target]), axis)
         elif (begin, end) != (0, size):
             node.freeze([axis, target], "cut by attributes")

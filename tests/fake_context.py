@@ -1,0 +1,69 @@
+"""A PassContext over arrays in memory, for testing passes and what they measure with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
+from graphopt.runtime.session import Session
+
+Feed = dict[str, np.ndarray]
+
+
+class FakeContext:
+    """Splits are lists of feeds; ``limit`` counts feeds. ``accept`` judges a divergence."""
+
+    def __init__(
+        self, original: ir.Model, *, feeds: int = 12, size: int = 6, has_data: bool = True, accept: float = 1.0
+    ) -> None:
+        self.original, self.has_data, self.can_run, self.seed = original, has_data, True, 0
+        self.provider, self.target = "cpu", "cpu-vnni"
+        self.accept, self.observed = accept, 0
+        dims = symbolic_dims(original)
+        made = [synthetic_feed(original, dict.fromkeys(dims, size), seed=i, ragged=True) for i in range(feeds)]
+        self.splits = {"calibration": made[: feeds * 2 // 3], "selection": made[feeds * 2 // 3 :]}
+
+    def observe(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[Feed]:
+        assert self.has_data, "this pass must not read data"
+        session = Session(model, optimize=False, outputs=list(dict.fromkeys(values)), threads=1)
+        for feed in self.splits[split][:limit]:
+            self.observed += 1
+            yield session.run(feed)
+
+    def divergences(self, models: Iterable[ir.Model], *, limit: int | None = None) -> list[float]:
+        reference = Session(self.original, optimize=False, threads=1)
+        wanted = [reference.run(feed) for feed in self.splits["selection"][:limit]]
+        found = []
+        for model in models:
+            session = Session(model, optimize=False, threads=1)
+            runs = zip(self.splits["selection"][:limit], wanted, strict=True)
+            found.append(float(np.mean([_far(session.run(feed), want) for feed, want in runs])))
+        return found
+
+    def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
+        return self.divergences([model], limit=limit)[0]
+
+    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
+        return dict.fromkeys(models, 1.0)
+
+    def acceptable(self, model: ir.Model) -> bool:
+        return self.divergence(model) <= self.accept
+
+    def progress(self, label: str, total: int) -> contextlib.AbstractContextManager[_Silent]:
+        return contextlib.nullcontext(_Silent())
+
+
+class _Silent:
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+
+def _far(a: Feed, b: Feed) -> float:
+    pairs = [(a[k].reshape(-1), b[k].reshape(-1)) for k in b]
+    return float(np.mean([1 - x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-12) for x, y in pairs]))
