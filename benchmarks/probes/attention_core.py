@@ -1,5 +1,4 @@
-"""How should the core of attention be written for ONNX Runtime's CPU, and what does each form do with a fully masked
-row?
+"""How should attention be written for ONNX Runtime's CPU, and what does each form do with a fully masked row?
 
 q, k, v are [B, L, heads * size]; the mask is additive. One core per model, so the rest of an encoder does not dilute
 the figure.

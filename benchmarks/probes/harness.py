@@ -1,10 +1,9 @@
 """What every probe shares: token inputs, interleaved timing, operator profiles and the two quality figures.
 
 A ratio is only ever taken inside one run: the candidates of a shape are timed in turn, one call each a round, in an
-order that is
-shuffled every round, and the figure is the median over the rounds of ``candidate / reference``. Sessions run on the
-calling thread alone, so
-what is timed is that thread's processor time: other load on the machine then costs cache and clock, but no turns.
+order that is shuffled every round, and the figure is the median over the rounds of ``candidate / reference``. Sessions
+run on the calling thread alone, so what is timed is that thread's processor time: other load on the machine then costs
+cache and clock, but no turns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which int8 form of an encoder is fastest on ONNX Runtime's CPU, and what does it cost in quality?
 
-    python benchmarks/probes/int8_forms.py HF_FOLDER REFERENCE.onnx [PEER.onnx ...] [--calibrate text.txt] [--pairs
-    pairs.csv] [--only WORD]
+    python benchmarks/probes/int8_forms.py HF_FOLDER REFERENCE.onnx [PEER.onnx ...]
+        [--calibrate text.txt] [--pairs pairs.csv] [--only WORD] [--profile]
 
 The static forms need ``--calibrate`` (one sentence a line; the first 500 are used). ``--pairs`` adds the Spearman and
 cosine columns.

@@ -17,10 +17,8 @@ from graphopt.analysis.rules.context import Facts, SizeOperand, ops
 
 #: Ops that compute sizes from sizes; those that only move elements read sizes from their first input alone.
 MOVES = ops("Cast Gather Identity Reshape Slice Split Squeeze Unsqueeze")
-COMPUTES = ops(
-    "Abs Add And Concat Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or ReduceMax "
-    "ReduceMin ReduceProd ReduceSum Sub Where"
-)
+ELEMENTWISE = ops("Abs Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or Sub Where")
+COMPUTES = ELEMENTWISE | ops("Concat ReduceMax ReduceMin ReduceProd ReduceSum")
 Sources = frozenset[Atom]
 NOWHERE: Sources = frozenset()
 
@@ -149,11 +147,20 @@ class _Trace:
             if node.op_type == "Shape" and not node.domain:
                 axes = self._axes(node)
                 return _static(axes[element : element + 1])
+            if node.op_type in ELEMENTWISE:
+                return self._elementwise(node, value, element)
             step = self._back(node, value, element)
             if step is None:
                 return self.value(value)
             value, element = step
         return NOWHERE
+
+    def _elementwise(self, node: ir.Node, value: ir.Value, element: int) -> Sources:
+        """What the operands' elements at this place are computed from; vectors of one broadcast."""
+        lengths = {self._length(v) for v in (value, *node.inputs) if v is not None}
+        if len(lengths - {1}) > 1 or -1 in lengths:
+            return self.value(value)
+        return NOWHERE.union(*(self.element(v, element if self._length(v) > 1 else 0) for v in node.inputs))
 
     def _back(self, node: ir.Node, value: ir.Value, element: int) -> tuple[ir.Value | None, int] | None:
         """The input element that an output element is a copy of; None where it is computed."""

@@ -10,7 +10,11 @@ __all__ = ["main", "run"]
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    import signal
+
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is done: a Ctrl-C now must not change the verdict
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

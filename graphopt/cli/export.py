@@ -31,6 +31,7 @@ class Exporter(enum.StrEnum):
 class Attention(enum.StrEnum):
     """Which implementation of attention is traced."""
 
+    AUTO = "auto"
     SDPA = "sdpa"
     EAGER = "eager"
 
@@ -76,7 +77,7 @@ def hf(
     output: Output,
     exporter: ExporterOption = Exporter.AUTO,
     opset: Opset = None,
-    attention: Annotated[Attention, typer.Option("--attention", help="Attention to trace.")] = Attention.SDPA,
+    attention: Annotated[Attention, typer.Option("--attention", help="auto: as the model prefers.")] = Attention.AUTO,
     returns: Annotated[Outputs, typer.Option("--returns", help="What the file returns.")] = Outputs.AUTO,
     tolerance: Tolerance = None,
     json: options.Json = False,
@@ -104,6 +105,9 @@ def minilm(
     opset: Opset = None,
     attention: Annotated[Attention, typer.Option("--attention", help="Attention to trace.")] = Attention.EAGER,
     returns: Annotated[Outputs, typer.Option("--returns", help="hidden or pooled.")] = Outputs.HIDDEN,
+    tokenizer: Annotated[
+        Path | None, options.option("--tokenizer", metavar="FILE", help="Also write its tokenizer.json here.")
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -111,7 +115,12 @@ def minilm(
     from graphopt.exporters import export_minilm
 
     report = export_minilm(
-        output, exporter=exporter.value, opset=opset, attention=attention.value, output=returns.value
+        output,
+        exporter=exporter.value,
+        opset=opset,
+        attention=attention.value,
+        output=returns.value,
+        tokenizer=tokenizer,
     )
     _show(report, json)
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from typing import Any
 
 from graphopt.errors import GraphoptError
@@ -24,7 +25,10 @@ def guarded(arguments: list[str]) -> int:
         _stop_cleanly_on_terminate()
         from graphopt.cli.app import app
 
-        code = app(args=arguments, prog_name="graphopt", standalone_mode=False)
+        with warnings.catch_warnings():
+            if "--debug" not in arguments:  # other packages' warnings are no talk of ours
+                warnings.simplefilter("ignore")
+            code = app(args=arguments, prog_name="graphopt", standalone_mode=False)
         if code == INTERRUPTED:
             return report(KeyboardInterrupt(), arguments)
         sys.stdout.flush()

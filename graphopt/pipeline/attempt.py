@@ -47,7 +47,7 @@ def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signatu
     """Plan and apply ``transform`` on a clone of ``model``, whose digest is ``before``.
 
     Raises RejectedError with the cause: an exception in the pass, an invalid model, another interface, or a plan and an
-    edit that disagree. KeyboardInterrupt and other exits pass through.
+    edit that disagree. KeyboardInterrupt passes through.
     """
     clone = clone_model(model)
     plan: Plan | None = None
@@ -59,7 +59,7 @@ def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signatu
             transform.apply(editor, plan)
             editor.drop_dead()
         after = digest(clone)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RejectedError(Cause.FAILED, failure(error), plan=plan, trace=traceback.format_exc()) from error
     if plan.empty:
         if after != before:

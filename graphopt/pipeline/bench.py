@@ -54,7 +54,7 @@ def bench(
         raise UsageError("the same file is named twice; give each model once")
     resolve_provider(provider)
     names = _short_names(paths)
-    first = open_model(paths[0])
+    first, *_ = [open_model(path) for path in paths]  # ONNX Runtime loads whatever it is given, and says less
     sessions = {
         name: Session(path, provider=provider, threads=threads) for name, path in zip(names, paths, strict=True)
     }

@@ -36,6 +36,8 @@ class Step(_Part):
         if isinstance(value, Mapping) and len(value) == 1 and "name" not in value:
             ((name, params),) = value.items()
             return {"name": name, "params": params or {}}
+        if isinstance(value, Mapping) and "name" not in value:
+            raise ValueError(f"expected one pass, found {', '.join(map(str, value)) or 'none'}; make each an entry")
         return value
 
     @model_serializer
@@ -87,26 +89,31 @@ class Recipe(_Part):
     provider: str = "cpu"
     target: str | None = None
     """Kernels to emit for: cpu-vnni, cpu-avx2, cpu-arm64, cuda; default: this machine's."""
-    threads: int | None = Field(default=None, gt=0)
-    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("passes", mode="before")
     @classmethod
     def _one_line(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [{"name": name, "params": params} for name, params in parse_passes(value)]
+        if not isinstance(value, Sequence):
+            raise ValueError("expected a list of passes or 'name(key=value),...'")
         return value
 
     @classmethod
-    def make(cls, value: Recipe | Mapping[str, Any] | Sequence[Any] | str | None) -> Self:
-        """A recipe from what a caller may hand over: a recipe, a mapping, a pass list, or the one-line form."""
+    def make(cls, value: Recipe | Mapping[str, Any] | Sequence[Any] | str | None, *, what: str = "recipe") -> Self:
+        """A recipe from what a caller may hand over: a recipe, a mapping, a pass list, or the one-line form.
+
+        Raises UsageError, which calls it ``what``.
+        """
         if isinstance(value, Recipe):
             return cls.model_validate(value.model_dump()) if type(value) is not cls else value
         fields = {} if value is None else dict(value) if isinstance(value, Mapping) else {"passes": value}
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise UsageError(explain(error, "recipe")) from error
+            raise UsageError(explain(error, what)) from error
 
     def override(self, **fields: Any) -> Self:
         """A copy with every field that is not None set; guard and target fields are given by their own names."""
@@ -155,15 +162,29 @@ class Recipe(_Part):
 
 def explain(error: ValidationError, what: str) -> str:
     """One line out of a pydantic error: where, which value, what is expected."""
+    places: dict[tuple[Any, ...], list[Any]] = {}
+    for item in error.errors():  # the alternatives of a union fail side by side: one place, several messages
+        place = next((p for p in places if p[:-1] == item["loc"][:-1] and _alternatives(places[p][0], item)), item["loc"])
+        places.setdefault(place, []).append(item)
     parts = []
-    for item in error.errors()[:3]:
-        where = ".".join(str(part) for part in item["loc"]) or "value"
-        given = item.get("input")
+    for place, items in list(places.items())[:3]:
+        where = ".".join(str(part) for part in (place if len(items) == 1 else place[:-1])) or "value"
+        given = items[0].get("input")
         shown = f"={given!r}" if isinstance(given, str | int | float | bool) else ""
-        text = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{where}{shown}: {text[0].lower()}{text[1:]}")
-    more = len(error.errors()) - len(parts)
+        texts = [item["msg"].removeprefix("Value error, ") for item in items]
+        parts.append(f"{where}{shown}: " + ", or ".join(f"{text[0].lower()}{text[1:]}" for text in texts))
+    more = len(places) - len(parts)
     return f"{what}: " + "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _alternatives(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two errors of one place come from the alternatives of a union, such as a number or a word.
+
+    Their last location then names a type (``constrained-float``, ``literal['auto']``) and no field.
+    """
+    tags = [item["loc"][-1] for item in (one, other) if len(item["loc"]) > 1]
+    typed = any(isinstance(tag, str) and not tag.isidentifier() for tag in tags)
+    return len(tags) == 2 and typed and one.get("input") is other.get("input")
 
 
 def _basename(spec: str) -> str:

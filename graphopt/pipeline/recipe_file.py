@@ -25,7 +25,7 @@ def load_recipe(source: str | Path) -> Recipe:
 
     Raises UsageError when there is none, or it cannot be read.
     """
-    return Recipe.make(_load(str(source), Path(), ()))
+    return Recipe.make(_load(str(source), Path(), ()), what=f"recipe {source}")
 
 
 def _load(source: str, folder: Path, chain: tuple[str, ...]) -> dict[str, Any]:
@@ -61,7 +61,9 @@ def _read(path: Path) -> dict[str, Any]:
     fields = _parse(text, str(path))
     if "recipe" in fields and "passes" in fields and "status" in fields:  # a report
         inner = fields["recipe"]
-        return dict(inner) if isinstance(inner, Mapping) else {}
+        if not isinstance(inner, Mapping):
+            raise UsageError(f"recipe {path}: this report holds no recipe; give one that graphopt wrote")
+        return dict(inner)
     return fields
 
 
@@ -80,8 +82,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
     try:
         fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise UsageError(f"recipe {where}: not valid YAML or JSON: {reason}") from error
     if fields is None:
         fields = {}

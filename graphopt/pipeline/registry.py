@@ -59,7 +59,7 @@ class Registry:
             entry = self.entry(name)
             try:
                 loaded = entry.point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 reason = (
                     f"pass {name!r} of package {entry.distribution!r} does not import: {type(error).__name__}: {error}"
                 )

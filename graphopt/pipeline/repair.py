@@ -37,6 +37,7 @@ def repair(setup: Setup, assemble: Assemble, steps: list[BuiltStep], reason: str
 
     Raises ModelError when there is no cleanup in front, or it does not help.
     """
+    reason = reason.removeprefix(f"ONNX Runtime cannot run {label}: ")
     hint = f"{label}: ONNX Runtime cannot run this model here ({reason}); --no-validate optimises it without running it"
     talk.step("the model does not run as it is; trying to repair it")
     repaired = _cleaned(setup, steps)

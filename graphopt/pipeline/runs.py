@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -59,14 +60,14 @@ class ModelRuns:
     def pairs(self, split: str, limit: int | None = None) -> Iterator[tuple[Feed, Outputs]]:
         """Feeds of a split with this model's outputs, kept for the next time while they are few enough."""
         kept = self._kept.setdefault(split, [])
-        used = sum(array.nbytes for _, outputs in kept for array in outputs.values())
+        used = sum(_size(value) for _, outputs in kept for value in outputs.values())
         for index, feed in enumerate(self.inputs.batches(split, limit)):
             shapes = tuple(array.shape for array in feed.values())
             if index < len(kept) and kept[index][0] == shapes:  # a smaller limit cuts the last batch short
                 yield feed, kept[index][1]
                 continue
             outputs = self.session.run(feed)
-            needed = sum(array.nbytes for array in outputs.values())
+            needed = sum(map(_size, outputs.values()))
             if index == len(kept) and used + needed <= KEPT_BYTES:
                 kept.append((shapes, outputs))
                 used += needed
@@ -83,3 +84,10 @@ class ModelRuns:
         )
         for feed in self.inputs.batches(split, limit):
             yield session.run(feed)
+
+
+def _size(value: Any) -> int:
+    """Bytes of an output: an array, a sequence of them, or an optional that is empty."""
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return int(getattr(value, "nbytes", 0))

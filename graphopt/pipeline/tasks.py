@@ -64,7 +64,7 @@ def score(metric: Metric, session: Session, name: str) -> float:
         number = float(metric(lambda feed: Answer(session.run(feed))))
     except GraphoptError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
     if not np.isfinite(number):
         raise UsageError(f"metric {name!r} returned {number}; it must be a finite number")
@@ -80,7 +80,7 @@ def _from_file(path: Path, spec: str) -> Any:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"metric {spec!r} does not import: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.resolve().parent))
@@ -92,7 +92,7 @@ def _from_module(place: str, spec: str) -> Any:
     sys.path.insert(0, here)
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"metric {spec!r} does not import: {type(error).__name__}: {error}") from error
     finally:
         if here in sys.path:

@@ -80,9 +80,16 @@ def _print_frozen(overview: Overview, console: Console, verbose: int) -> None:
     shown = largest if verbose else largest[:_FROZEN_SHOWN]
     table = plain_table("group", ">units", ">parameters", "why it stays")
     for group in shown:
-        table.add_row(escape(group.name), str(group.size), amount(group.parameters), escape("; ".join(group.reasons)))
+        table.add_row(escape(group.name), str(group.size), amount(group.parameters), escape(_why(group.reasons, verbose)))
     more = f", the largest {len(shown)} shown (-v shows all)" if len(shown) < len(largest) else ""
     print_table(console, f"{len(largest)} groups cannot be pruned{more}", table)
+
+
+def _why(reasons: Sequence[str], verbose: int) -> str:
+    """The first reason, and how many more there are; all of them with -v."""
+    if verbose or len(reasons) < 2:
+        return "; ".join(reasons)
+    return f"{reasons[0]} (+{len(reasons) - 1} more)"
 
 
 def _kinds(groups: Sequence[GroupFacts]) -> str:

@@ -37,6 +37,8 @@ def load_dataset(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"data limit must be at least 1, found {limit}")
+    if not str(spec):
+        raise UsageError("data: the specification is empty; give a file, a folder or module:function")
     path = Path(spec)
     facts = input_facts(model)
     if not facts:

@@ -57,6 +57,7 @@ def serialize(model: ir.Model, outputs: Sequence[str] | None = None) -> Serializ
     if outputs is not None:
         constants, passed_on = _select_outputs(copy, outputs)
     _hoist(copy)
+    _drop_unused_weights(copy.graph)
     inputs = {v.name for v in copy.graph.inputs}
     outside: set[str] = set()
     weights: dict[str, ir.TensorProtocol] = {}
@@ -170,6 +171,10 @@ def _drop_unneeded(graph: ir.Graph, outputs: Sequence[ir.Value]) -> None:
     for node in reversed(list(graph)):
         if id(node) not in needed:
             graph.remove(node, safe=True)
+
+
+def _drop_unused_weights(graph: ir.Graph) -> None:
+    """ONNX Runtime drops weights that nothing reads, and then refuses to be handed their values."""
     for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
         if not graph.initializers[name].is_graph_input():
             del graph.initializers[name]

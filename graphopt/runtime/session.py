@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ _BITS = {
     "float8e5m2": ir.DataType.FLOAT8E5M2,
     "float8e5m2fnuz": ir.DataType.FLOAT8E5M2FNUZ,
 }
+#: What ONNX Runtime puts in front of its messages: where in its source, and which file it was loading.
+_PLACE = re.compile(r"(?:/\S*/)?[\w-]+\.(?:cc|cpp|cu|cuh|h|hpp|inc):\d+ ")
+_SIGNATURE_TAIL = re.compile(r"(?: const| noexcept|::<lambda\([^)]*\)>| \[with [^]]*\])*")
+_WORD = re.compile(r"[\w:~]+ ")
+_LOADING = re.compile(r"^Load model from .+? failed: ?")
 _NUMPY = {
     "float": "float32",
     "double": "float64",
@@ -196,12 +202,39 @@ class Session:
 
 
 def first_line(error: BaseException) -> str:
-    """ONNX Runtime's own words, without its prefix and on one line of at most 300 characters."""
+    """ONNX Runtime's own words, without prefixes and C++ source places, on one line of at most 300 characters."""
     text = str(error).strip() or type(error).__name__
     line = next((part for part in text.splitlines() if part.strip()), text)
     if line.startswith("[ONNXRuntimeError]"):
         line = line.split(" : ", 3)[-1]
+    line = _without_places(_LOADING.sub("", line))
     return line.strip() if len(line) <= 300 else line[:297].strip() + "..."
+
+
+def _without_places(line: str) -> str:
+    """``line`` without ``/path/file.cc:12 type ns::function(types) const`` and ``file.cc:12 Function``."""
+    while place := _PLACE.search(line):
+        end = place.end()
+        if "/" in place[0]:  # a whole signature follows; the message stands behind its brackets
+            opening = line.find("(", end)
+            while opening >= 0 and (closing := _closing_bracket(line, opening)) >= 0:
+                end = closing + 1
+                opening = end if line.startswith("(", end) else -1
+            if tail := _SIGNATURE_TAIL.match(line, end):
+                end = tail.end()
+        elif word := _WORD.match(line, end):
+            end = word.end()
+        line = f"{line[: place.start()].rstrip()} {line[end:].lstrip()}".strip()
+    return line
+
+
+def _closing_bracket(text: str, opening: int) -> int:
+    depth = 0
+    for index in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
+        if depth == 0:
+            return index
+    return -1
 
 
 def _options(*, threads: int | None, optimize: bool, accelerated: bool) -> Any:

@@ -190,7 +190,7 @@ def _items(spec: str, made: Any) -> Iterator[Any]:
         yield from items
     except GraphoptError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"data {spec}: failed: {type(error).__name__}: {error}") from error
 
 
@@ -213,7 +213,7 @@ def _import(spec: str, target: str, attribute: str) -> Any:
                 sys.path.remove(str(Path.cwd()))
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"data {spec}: importing {target} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise UsageError(f"data {spec}: {target} has no {attribute!r}")

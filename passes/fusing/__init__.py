@@ -1,2 +1,1 @@
-"""The rewrites of the ``fuse`` pass, one file each: a rewrite edits a model and logs what it changed and what it left,
-and why."""
+"""The rewrites of the ``fuse`` pass, one file each. Each edits a model, and logs what it changed or left and why."""

@@ -48,9 +48,8 @@ def rewrite(work: Work) -> int:
     """Put the operator in the place of every core found. Returns how many.
 
     Matches:  ``Softmax(scale * q k^T + masks, axis=-1) v`` with q[B, h, Lq, d], k[B, h, Lk, d], v[B, h, Lk, dv]
-              float32, the
-              scale on the product or split over q and k, any number of additive masks and ``Where`` fills, and an IsNaN
-              guard after the Softmax.
+              float32, the scale on the product or split over q and k, any number of additive masks and ``Where`` fills,
+              and an IsNaN guard after the Softmax.
     Rewrites: ``Attention(q, k, v, mask)`` with the product of the scales; see ``mask`` for why this is exact.
     """
     if work.opset < MIN_OPSET:

@@ -1,13 +1,10 @@
-"""Biases inside attention that cancel or can be added later  ->  none there, so that two additions a layer are left
-out.
+"""Biases inside attention that cancel or can be added later  ->  none there, which saves two additions a layer.
 
 Why the rewrite is exact. The key's bias adds one number, ``q . b``, to all scores of a query's row, and a Softmax does
 not change when all its inputs move alike. The value's bias comes out of the weighted sum as it went in, because the
-weights of
-a row add up to one; so it can be added after the output projection. Two exceptions: a fully masked row, which the
-operator
-answers with zeros, so that the value's bias only moves where the mask cannot mask a whole row; and masks such as
--10000, which round the scores of a fully masked row to a thousandth, so that other sums would show.
+weights of a row add up to one; so it can be added after the output projection. Two exceptions: a fully masked row,
+which the operator answers with zeros, so that the value's bias only moves where the mask cannot mask a whole row; and
+masks such as -10000, which round the scores of a fully masked row to a thousandth, so that other sums would show.
 """
 
 from __future__ import annotations

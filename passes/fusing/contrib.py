@@ -1,5 +1,4 @@
-"""Fused operators of ONNX Runtime's own  ->  standard ones, where these run faster or carry weights that other passes
-want to see."""
+"""Fused operators of ONNX Runtime's own  ->  standard ones, which run faster and show their weights to other passes."""
 
 from __future__ import annotations
 

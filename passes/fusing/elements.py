@@ -1,9 +1,8 @@
 """Masks that are put together by index arithmetic  ->  what each element is, written down directly.
 
 An exporter that vectorises a mask function writes ``mask[b, k]`` as a gather by two ranges, adds comparisons that
-always
-hold, and computes every shape on the way: thirty operators for one Unsqueeze. Here an element of the result is followed
-back, with the axes of the result as symbols, to the elements of the tensors that it depends on.
+always hold, and computes every shape on the way: thirty operators for one Unsqueeze. Here an element of the result is
+followed back, with the axes of the result as symbols, to the elements of the tensors that it depends on.
 """
 
 from __future__ import annotations
@@ -12,56 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
+from graphopt.passes.fusing.expressions import (
+    ELEMENTWISE,
+    TRUE,
+    Apply,
+    Axis,
+    Element,
+    Expression,
+    LengthOf,
+    Number,
+    OpaqueError,
+    is_natural,
+    operators,
+)
 from graphopt.passes.fusing.match import attribute, dtype_of, maker, number, operand, permutation, small
 from graphopt.passes.fusing.work import Sizes, Work
+from graphopt.passes.fusing.writing import Writer
 
 _DEPTH = 60
-_COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
-_ELEMENTWISE = (*_COMPARISONS, "And", "Or", "Not", "Add", "Sub", "Mul", "Cast", "Identity")
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The position along one axis of the result, counted from 0."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Number:
-    """A constant."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class Element:
-    """One element of a tensor that is not followed further."""
-
-    tensor: ir.Value
-    index: tuple[Expression, ...]
-
-
-@dataclass(frozen=True)
-class Apply:
-    """An elementwise operator."""
-
-    op_type: str
-    arguments: tuple[Expression, ...]
-    to: int = 0  #: of a Cast
-
-
-Expression = Axis | Number | Element | Apply
-TRUE = Number(1.0)
-LengthOf = Callable[[ir.Node, tuple[int, ...]], ir.Value | int | None]
-
-
-class _OpaqueError(Exception):
-    """The element cannot be written as an expression of the axes."""
 
 
 def simplified(work: Work, anchor: ir.Node, value: ir.Value, length: LengthOf) -> ir.Value | None:
@@ -76,10 +46,10 @@ def simplified(work: Work, anchor: ir.Node, value: ir.Value, length: LengthOf) -
     index = tuple(Number(0) if all(s[i] == 1 for s in sizes) else Axis(i) for i in range(len(sizes[0])))
     try:
         expression = reader.element(value, index, 0)
-        if _count(expression) >= reader.visited:
+        if operators(expression) >= reader.visited:
             return None
-        return _Writer(work, anchor, sizes, length).write(expression)
-    except _OpaqueError:
+        return Writer(work, anchor, sizes, length).write(expression)
+    except OpaqueError:
         return None
 
 
@@ -99,7 +69,7 @@ class _Reader:
             return Element(value, index)
         try:
             found = self._rules[node.op_type](self, node, index, depth + 1)
-        except _OpaqueError:
+        except OpaqueError:
             return Element(value, index)
         if node not in self._seen:
             self._seen.add(node)
@@ -109,7 +79,7 @@ class _Reader:
     def _sizes(self, value: ir.Value | None) -> Sizes:
         sizes = self.work.sizes(value)
         if sizes is None:
-            raise _OpaqueError
+            raise OpaqueError
         return sizes
 
     def _broadcast(self, value: ir.Value, index: tuple[Expression, ...]) -> tuple[Expression, ...]:
@@ -123,7 +93,7 @@ class _Reader:
         arguments = []
         for value in node.inputs:
             if value is None:
-                raise _OpaqueError
+                raise OpaqueError
             arguments.append(self.element(value, self._broadcast(value, index), depth))
         return self._reduced(Apply(node.op_type, tuple(arguments), attribute(node, "to", 0)), node)
 
@@ -140,9 +110,9 @@ class _Reader:
         a, b = found.arguments
         if found.op_type == "And" and TRUE in (a, b):
             return b if a == TRUE else a
-        if found.op_type == "GreaterOrEqual" and b == Number(0) and _natural(a):
+        if found.op_type == "GreaterOrEqual" and b == Number(0) and is_natural(a):
             return TRUE
-        if found.op_type == "LessOrEqual" and a == Number(0) and _natural(b):
+        if found.op_type == "LessOrEqual" and a == Number(0) and is_natural(b):
             return TRUE
         return found
 
@@ -170,7 +140,7 @@ class _Reader:
                 break
             seen.append(before)
             value = operand(before, 0)
-        raise _OpaqueError
+        raise OpaqueError
 
     def _visit(self, nodes: list[ir.Node]) -> None:
         self.visited += len(set(nodes) - self._seen) - 1
@@ -206,19 +176,19 @@ class _Reader:
 
     def _range(self, node: ir.Node, index: tuple[Expression, ...], depth: int) -> Expression:
         if number(node.inputs[0]) != 0 or number(node.inputs[2]) != 1:
-            raise _OpaqueError
+            raise OpaqueError
         return index[0]
 
     def _expand(self, node: ir.Node, index: tuple[Expression, ...], depth: int) -> Expression:
         source = operand(node, 0)
         if source is None:
-            raise _OpaqueError
+            raise OpaqueError
         return self.element(source, self._broadcast(source, index), depth)
 
     def _transpose(self, node: ir.Node, index: tuple[Expression, ...], depth: int) -> Expression:
         perm, source = permutation(node), operand(node, 0)
         if perm is None or source is None:
-            raise _OpaqueError
+            raise OpaqueError
         back = dict(zip(perm, index, strict=True))
         return self.element(source, tuple(back[i] for i in range(len(perm))), depth)
 
@@ -226,44 +196,44 @@ class _Reader:
         axis = attribute(node, "axis", 0) % len(index)
         at, start = index[axis], 0
         if not isinstance(at, Number):
-            raise _OpaqueError
+            raise OpaqueError
         for value in node.inputs:
             widths = {s[axis] for s in self._sizes(value)}
             if len(widths) != 1 or value is None:
-                raise _OpaqueError
+                raise OpaqueError
             width = widths.pop()
             if start <= at.value < start + width:
                 return self.element(value, (*index[:axis], Number(at.value - start), *index[axis + 1 :]), depth)
             start += width
-        raise _OpaqueError
+        raise OpaqueError
 
     def _gather(self, node: ir.Node, index: tuple[Expression, ...], depth: int) -> Expression:
         data, indices = node.inputs[:2]
         if data is None or indices is None:
-            raise _OpaqueError
+            raise OpaqueError
         axis = attribute(node, "axis", 0) % len(self._sizes(data)[0])
         rank = len(self._sizes(indices)[0])
         at = self.element(indices, index[axis : axis + rank], depth)
-        if not _natural(at):
-            raise _OpaqueError  # counted from the end
+        if not is_natural(at):
+            raise OpaqueError  # counted from the end
         return self.element(data, (*index[:axis], at, *index[axis + rank :]), depth)
 
     def _gather_nd(self, node: ir.Node, index: tuple[Expression, ...], depth: int) -> Expression:
         data, indices = node.inputs[:2]
         if data is None or indices is None or attribute(node, "batch_dims", 0):
-            raise _OpaqueError
+            raise OpaqueError
         sizes = self._sizes(indices)
         depths = {s[-1] for s in sizes}
         if len(depths) != 1:
-            raise _OpaqueError
+            raise OpaqueError
         lead = len(sizes[0]) - 1
         places = tuple(self.element(indices, (*index[:lead], Number(i)), depth) for i in range(depths.pop()))
-        if not all(_natural(p) for p in places):
-            raise _OpaqueError
+        if not all(is_natural(p) for p in places):
+            raise OpaqueError
         return self.element(data, (*places, *index[lead:]), depth)
 
     _rules: ClassVar[dict[str, Callable[[_Reader, ir.Node, tuple[Expression, ...], int], Expression]]] = {
-        **dict.fromkeys(_ELEMENTWISE, _elementwise),
+        **dict.fromkeys(ELEMENTWISE, _elementwise),
         **dict.fromkeys(_VIEWS, _view),
         "Range": _range,
         "Expand": _expand,
@@ -276,87 +246,3 @@ class _Reader:
 
 def _without_ones(sizes: Sizes) -> list[list[int]]:
     return [[n for n in s if n != 1] for s in sizes]
-
-
-def _natural(expression: Expression) -> bool:
-    """Whether it is never negative."""
-    if isinstance(expression, Apply):
-        return expression.op_type in ("Add", "Mul") and all(_natural(a) for a in expression.arguments)
-    if isinstance(expression, Element):
-        return maker(expression.tensor, "Shape", "Size") is not None
-    return isinstance(expression, Axis) or expression.value >= 0
-
-
-def _count(expression: Expression) -> int:
-    """How many operators it takes to write it down."""
-    if isinstance(expression, Apply):
-        return 1 + sum(_count(a) for a in expression.arguments)
-    return {Axis: 4, Element: 1, Number: 0}[type(expression)]
-
-
-@dataclass
-class _Writer:
-    work: Work
-    anchor: ir.Node
-    result: Sizes
-    length: LengthOf
-    _made: dict[Expression, ir.Value] = field(default_factory=dict)
-
-    def write(self, expression: Expression) -> ir.Value:
-        """A value with as many axes as the result."""
-        if expression not in self._made:
-            if isinstance(expression, Element):
-                self._made[expression] = self._element(expression)
-            elif isinstance(expression, Apply) and expression.op_type in (*_ELEMENTWISE, "Where"):
-                self._made[expression] = self._apply(expression)
-            elif isinstance(expression, Axis):
-                self._made[expression] = self._positions(expression)
-            else:
-                raise _OpaqueError  # a number of unknown type
-        return self._made[expression]
-
-    def _apply(self, expression: Apply) -> ir.Value:
-        arguments = [self.write(a) for a in expression.arguments]
-        extra = {"to": expression.to} if expression.op_type == "Cast" else {}
-        truth = expression.op_type in (*_COMPARISONS, "And", "Or", "Not")
-        kind = ir.DataType.BOOL if truth else ir.DataType(expression.to) if extra else dtype_of(arguments[0])
-        made = self.work.emit(self.anchor, expression.op_type, *arguments, dtype=kind, **extra)  # type: ignore[arg-type]
-        known = [self.work.sizes(a) for a in arguments]
-        if all(s is not None for s in known):
-            pairs = zip(*(s for s in known if s is not None), strict=True)
-            self.work.note(made, tuple(tuple(np.broadcast_shapes(*p)) for p in pairs))
-        return made
-
-    def _positions(self, expression: Axis) -> ir.Value:
-        """0, 1, 2 ... along one axis."""
-        rank, sizes = len(self.result[0]), tuple(s[expression.number] for s in self.result)
-        length = self.length(self.anchor, sizes)
-        if length is None:
-            raise _OpaqueError
-        zero, one = (self.work.weight(n, np.array(v, np.int64)) for n, v in (("zero", 0), ("one", 1)))
-        if isinstance(length, int):
-            stop = self.work.weight("length", np.array(length, np.int64))
-        else:
-            stop = self.work.emit(self.anchor, "Squeeze", length, dtype=ir.DataType.INT64)
-        made = self.work.emit(self.anchor, "Range", zero, stop, one, dtype=ir.DataType.INT64)
-        others = self.work.weight("axes", np.array([i for i in range(rank) if i != expression.number], np.int64))
-        made = self.work.emit(self.anchor, "Unsqueeze", made, others, dtype=ir.DataType.INT64)
-        self.work.note(made, tuple(tuple(n if i == expression.number else 1 for i in range(rank)) for n in sizes))
-        return made
-
-    def _element(self, expression: Element) -> ir.Value:
-        """The tensor with its axes where the result has them, and ones in between."""
-        tensor, rank = expression.tensor, len(self.result[0])
-        sizes = self.work.sizes(tensor)
-        axes = [at.number for at in expression.index if isinstance(at, Axis)]
-        if sizes is None or axes != sorted(set(axes)) or len(axes) != len(expression.index):
-            raise _OpaqueError
-        if any(s[i] != r[a] for s, r in zip(sizes, self.result, strict=True) for i, a in enumerate(axes)):
-            raise _OpaqueError  # only a part of the tensor is read
-        missing = [i for i in range(rank) if i not in axes]
-        if not missing:
-            return tensor
-        where = self.work.weight("axes", np.array(missing, np.int64))
-        made = self.work.emit(self.anchor, "Unsqueeze", tensor, where, dtype=dtype_of(tensor))
-        self.work.note(made, tuple(tuple(s[axes.index(i)] if i in axes else 1 for i in range(rank)) for s in sizes))
-        return made

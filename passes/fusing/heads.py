@@ -1,5 +1,4 @@
-"""``Attention`` on transposed heads  ->  ``Attention`` on [B, L, heads * size], which ONNX Runtime reads with
-strides."""
+"""``Attention`` on transposed heads  ->  ``Attention`` on [B, L, heads * size], which ONNX Runtime reads in strides."""
 
 from __future__ import annotations
 

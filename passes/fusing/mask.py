@@ -5,9 +5,8 @@ and ONNX Runtime reads the lowest float as -inf. What an exporter writes out dif
 
 * a mask of -inf and an IsNaN guard after the Softmax: a fully masked row gives zeros. The operator does the same.
 * a mask of the lowest float: score + lowest = lowest, so that a fully masked row weighs all positions alike. To keep
-that,
-  entries below -1e37 are halved. Halving keeps their order, they still swallow any score, and -inf stays -inf; so every
-  Softmax stays as it was, and no entry is the lowest float any more.
+  that, entries below -1e37 are halved. Halving keeps their order, they still swallow any score, and -inf stays -inf; so
+  every Softmax stays as it was, and no entry is the lowest float any more.
 * a mask of -inf without a guard: a fully masked row gives NaN; the operator gives zeros. All other rows are equal.
 """
 

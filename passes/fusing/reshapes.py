@@ -1,5 +1,4 @@
-"""Reshape targets put together from Shape, Gather and Concat  ->  constants, so that no shape arithmetic is left to
-run."""
+"""Reshape targets put together from Shape, Gather and Concat  ->  constants, which leave nothing to compute."""
 
 from __future__ import annotations
 

@@ -316,11 +316,14 @@ EXPECTED = {  # heads groups' sizes and neurons groups' sizes, of 2 layers (a de
 def test_reference_exports(family, exporter, opset, attention, tmp_path):
     pytest.importorskip("transformers")
     from graphopt.model import open_model
+    from graphopt.passes.cleaning.lift import lift_constants
     from tests.models import tiny
 
     if family in ("llama", "qwen3") and opset == 23:
         pytest.skip("ONNX Runtime refuses this export until it is repaired")
-    axes = analyse(open_model(tiny.FAMILIES[family](tmp_path, exporter, opset, attention).path))
+    model = open_model(tiny.FAMILIES[family](tmp_path, exporter, opset, attention).path)
+    lift_constants(model)
+    axes = analyse(model)
     heads, neurons = EXPECTED[family]
     assert [g.size for g in axes.by_role("heads")] == heads
     assert [g.size for g in axes.by_role("neurons")] == neurons

@@ -24,6 +24,23 @@ LOWEST = float(np.finfo(np.float32).min)
 B, L, H, D = 2, 5, 2, 4  # batch, length, heads, size of a head
 
 
+class Clock:
+    """A context whose timings are given."""
+
+    can_run = True
+
+    def __init__(self, operator: float | Exception = 1.0, provider: str = "cpu") -> None:
+        self.operator, self.provider = operator, provider
+
+    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
+        if isinstance(self.operator, Exception):
+            raise self.operator
+        return {"operator": self.operator, "parts": 1.0}
+
+
+CLOCK: Any = Clock()
+
+
 def parse(text: str, opset: int = 23, weights: Mapping[str, np.ndarray] | None = None) -> ir.Model:
     head = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>'
     proto = onnx.parser.parse_model(head + textwrap.dedent(text))
@@ -34,18 +51,18 @@ def parse(text: str, opset: int = 23, weights: Mapping[str, np.ndarray] | None =
     return model
 
 
-def fuse(model: ir.Model, ctx: Any = None, **parameters: Any) -> tuple[ir.Model, Plan]:
+def fuse(model: ir.Model, **parameters: Any) -> tuple[ir.Model, Plan]:
     """Fuse a clone, and hold the invariants that every call must meet."""
     step = Fuse(**({"attention": "operator"} | parameters))
     before = digest(model)
-    plan = step.plan(GraphView(model), ctx)
+    plan = step.plan(GraphView(model), CLOCK)
     assert digest(model) == before, "plan edited the model"
     result = clone_model(model)
     step.apply(GraphEditor(result), plan)
     assert plan.empty == (digest(result) == before)
     assert signature(result) == signature(model)
     onnx.checker.check_model(ir.to_proto(result), full_check=not any(n.domain for n in result.graph.all_nodes()))
-    again = Fuse(**({"attention": "operator"} | parameters)).plan(GraphView(result), ctx)
+    again = Fuse(**({"attention": "operator"} | parameters)).plan(GraphView(result), CLOCK)
     assert again.empty, again.changes
     return result, plan
 
@@ -702,7 +719,7 @@ def test_contrib_attention_with_a_cache_stays() -> None:
         20,
         {"w": draw(width, 3 * width), "b": draw(3 * width)},
     )
-    step = Fuse(attention="operator").plan(GraphView(model), None)  # type: ignore[arg-type]
+    step = Fuse(attention="operator").plan(GraphView(model), CLOCK)
     assert [d.reason for d in step.declined] == ["this Attention stays fused: it has a cache"]
 
 
@@ -800,20 +817,6 @@ def test_an_operator_that_changed_its_meaning_keeps_the_opset() -> None:
 # -- choosing ---------------------------------------------------------------------------------------------------------
 
 
-class Clock:
-    """A context whose timings are given."""
-
-    can_run = True
-
-    def __init__(self, operator: float | Exception) -> None:
-        self.operator = operator
-
-    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
-        if isinstance(self.operator, Exception):
-            raise self.operator
-        return {"operator": self.operator, "parts": 1.0}
-
-
 @pytest.mark.parametrize(
     ("operator", "form"), [(0.8, "operator"), (1.3, "parts"), (ModelError("no kernel for Attention"), "parts")]
 )
@@ -822,7 +825,7 @@ def test_auto_keeps_the_form_that_was_measured_to_be_faster(operator: float | Ex
     plan = Fuse().plan(GraphView(model), Clock(operator))  # type: ignore[arg-type]
     assert plan.resolved == {"attention": form}
     assert "attention" in plan.notes[0]
-    assert Fuse(attention=form).plan(GraphView(model), None).changes == plan.changes  # type: ignore[arg-type]
+    assert Fuse(attention=form).plan(GraphView(model), CLOCK).changes == plan.changes
 
 
 def test_a_model_that_does_not_run_keeps_its_attention() -> None:
@@ -832,6 +835,13 @@ def test_a_model_that_does_not_run_keeps_its_attention() -> None:
         17,
         {"g": draw(5), "b": draw(5)},  # the scale has the wrong width
     )
-    step = Fuse().plan(GraphView(model), None)  # type: ignore[arg-type]
+    step = Fuse().plan(GraphView(model), CLOCK)
     assert step.notes[0].startswith("sizes are unknown, so attention stays as it is")
     assert [c.after for c in step.changes] == ["Sum before a normalisation"]
+
+
+def test_another_provider_than_the_cpu_is_left_alone() -> None:
+    model = attention(SPELLINGS["eager"])
+    clock: Any = Clock(provider="cuda")
+    plan = Fuse().plan(GraphView(model), clock)
+    assert plan.empty and "cuda" in plan.notes[0]
