@@ -13,6 +13,7 @@ from graphopt.editing import GraphEditor
 from graphopt.errors import GraphoptError
 from graphopt.model import clone_model
 from graphopt.passes.fusing import activation, attention, biases, contrib, heads, normalisation, reshapes, residual
+from graphopt.passes.fusing.dependence import trace
 from graphopt.passes.fusing.opset import obstacle, raise_opset
 from graphopt.passes.fusing.work import Work
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
@@ -95,7 +96,7 @@ class Fuse(Pass[FuseConfig]):
 def _rewritten(model: ir.Model, shapes: ShapeTable | None, form: AttentionForm) -> Work:
     """A clone in one form."""
     editor = GraphEditor(clone_model(model))
-    work = Work(editor, shapes)
+    work = Work(editor, shapes, trace(model))
     if form == "operator":
         raise_opset(editor, attention.MIN_OPSET)
     for step in _STEPS[form]:

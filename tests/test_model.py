@@ -480,3 +480,22 @@ def test_beyond_two_gigabytes(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="external data"):
         save_model(model, tmp_path / "out.onnx", external=False)
     assert model.graph.initializers["big"].const_value.numpy()[-1] == 0.0
+
+
+def test_small_weights_in_a_data_file_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ir.from_proto(wide(rows=8))
+    ir.save(model, tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    opened = open_model(tmp_path / "m.onnx")
+    assert isinstance(opened.graph.initializers["b"].const_value, FileTensor)
+    np.testing.assert_array_equal(opened.graph.initializers["b"].const_value.numpy(), np.ones(8, np.float32))
+
+
+def test_a_pipe_or_device_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.onnx")
+    with pytest.raises(ModelError, match="not a plain file"):
+        save_model(open_model(write(tiny(), tmp_path / "in.onnx")), tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").is_fifo()

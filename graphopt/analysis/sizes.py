@@ -36,7 +36,7 @@ def settle_sizes(graph: ir.Graph, facts: Facts) -> None:
             _settle_operand(node, operand, listed, facts, trace)
     for node in graph:
         for value in node.outputs:
-            sources = trace.value(value)
+            sources = trace.elements(value)
             if sources and (ends := _ends(value, graph, slots)):
                 for axis in sources:
                     freeze(axis, f"its size is computed with, {ends}")
@@ -154,6 +154,13 @@ class _Trace:
                 return self.value(value)
             value, element = step
         return NOWHERE
+
+    def elements(self, value: ir.Value) -> Sources:
+        """Sources of what ``value`` really holds: a size that a Gather left out is not among them."""
+        length = self._length(value)
+        if length < 0 or not self.value(value):
+            return self.value(value)
+        return NOWHERE.union(*(self.element(value, i) for i in range(length)))
 
     def _elementwise(self, node: ir.Node, value: ir.Value, element: int) -> Sources:
         """What the operands' elements at this place are computed from; vectors of one broadcast."""

@@ -47,8 +47,10 @@ class Outputs(enum.StrEnum):
 
 Output = Annotated[Path, options.option("--output", "-o", metavar="FILE", help="File to write.")]
 ExporterOption = Annotated[Exporter, typer.Option("--exporter", help="auto: dynamo, then TorchScript.")]
-Opset = Annotated[int | None, options.option("--opset", metavar="N", help="Default: 18, TorchScript 17.")]
-Tolerance = Annotated[float | None, options.option("--tolerance", metavar="X", help="Of an output's scale (1e-4).")]
+Opset = Annotated[int | None, options.option("--opset", metavar="N", help="Default: 18, TorchScript 17.", min=7)]
+Tolerance = Annotated[
+    float | None, options.option("--tolerance", metavar="X", help="Of an output's scale (1e-4).", min=0)
+]
 
 
 @app.command("torch", epilog="Example: graphopt export torch mypackage.net:factory -o net.onnx")

@@ -82,8 +82,11 @@ def staged(output: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
         raise ModelError(f"{output}: cannot be written ({error.strerror or error}); choose another output") from error
+    draft = folder / output.name
     try:
-        yield folder / output.name
+        yield draft
+    except ModelError as error:  # the user knows the file by its final name
+        raise ModelError(str(error).replace(str(draft), str(output))) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -164,7 +164,9 @@ def explain(error: ValidationError, what: str) -> str:
     """One line out of a pydantic error: where, which value, what is expected."""
     places: dict[tuple[Any, ...], list[Any]] = {}
     for item in error.errors():  # the alternatives of a union fail side by side: one place, several messages
-        place = next((p for p in places if p[:-1] == item["loc"][:-1] and _alternatives(places[p][0], item)), item["loc"])
+        place = next(
+            (p for p in places if p[:-1] == item["loc"][:-1] and _alternatives(places[p][0], item)), item["loc"]
+        )
         places.setdefault(place, []).append(item)
     parts = []
     for place, items in list(places.items())[:3]:

@@ -80,7 +80,9 @@ def _print_frozen(overview: Overview, console: Console, verbose: int) -> None:
     shown = largest if verbose else largest[:_FROZEN_SHOWN]
     table = plain_table("group", ">units", ">parameters", "why it stays")
     for group in shown:
-        table.add_row(escape(group.name), str(group.size), amount(group.parameters), escape(_why(group.reasons, verbose)))
+        table.add_row(
+            escape(group.name), str(group.size), amount(group.parameters), escape(_why(group.reasons, verbose))
+        )
     more = f", the largest {len(shown)} shown (-v shows all)" if len(shown) < len(largest) else ""
     print_table(console, f"{len(largest)} groups cannot be pruned{more}", table)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -69,21 +70,42 @@ def _facts(kind: type[AnyPass]) -> dict[str, Any]:
 def _parameters(kind: type[AnyPass]) -> list[dict[str, str]]:
     rows = []
     for name, field in kind.Config.model_fields.items():
-        annotation = field.annotation
-        shown = annotation.__name__ if inspect.isclass(annotation) else str(annotation)
-        shown = shown.replace("typing.", "").replace("NoneType", "None")
-        limits = ", ".join(str(item) for item in field.metadata)
+        limits = ", ".join(_limit(item) for item in field.metadata)
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         text = " ".join((field.description or "").split())
         rows.append(
             {
                 "name": name,
-                "type": shown,
+                "type": _type_name(field.annotation),
                 "default": default,
                 "description": f"{text} ({limits})" if limits else text,
             }
         )
     return rows
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as a user would write its values: ``float (< 1) | 'auto'``, ``list of str``."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [_limit(part) for item in inner[1:] for part in getattr(item, "metadata", (item,))]
+        return " ".join([_type_name(inner[0]), *([f"({', '.join(limits)})"] if limits else [])])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, inner))
+    if origin is Literal:
+        return " | ".join(map(repr, inner))
+    if origin in (tuple, list, frozenset, set):
+        return f"list of {_type_name(inner[0])}" if inner else "list"
+    if annotation is None or annotation is NoneType:
+        return "None"
+    return annotation.__name__ if inspect.isclass(annotation) else str(annotation).removeprefix("typing.")
+
+
+def _limit(item: Any) -> str:
+    """``Ge(ge=1)`` as ``>= 1``."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [f"{sign} {getattr(item, name)}" for name, sign in signs.items() if getattr(item, name, None) is not None]
+    return ", ".join(found) or str(item)
 
 
 def _summary(kind: type[AnyPass]) -> str:

@@ -15,7 +15,7 @@ from graphopt.report.units import cosine, milliseconds, ratio, small
 
 def plain_table(*columns: str) -> Table:
     """A table without frames; a column whose name starts with ``>`` is right-aligned and never wrapped."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for column in columns:
         right = column.startswith(">")
         table.add_column(column.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from graphopt.pipeline.result import PassResult, Result, Status
 from graphopt.report.tables import fidelity_table, latency_table, plain_table, print_table
-from graphopt.report.units import amount, cosine, megabytes, ratio, seconds, share, small
+from graphopt.report.units import amount, cosine, megabytes, ratio, seconds, share
 
 _COLOURS = {
     Status.APPLIED: "green",
@@ -47,8 +47,10 @@ def print_result(result: Result, console: Console, *, verbose: int = 0) -> None:
 
 
 def passes_table(result: Result) -> Table:
-    """One row per pass."""
-    table = plain_table("pass", "status", ">sites", ">size", ">parameters", ">latency", ">cosine", ">max err", ">time")
+    """One row per pass, within 80 columns: only the parameters behind a pass's name are ever wrapped."""
+    table = plain_table("pass", "status", ">sites", ">size", ">params", ">latency", ">cosine", ">time")
+    table.columns[0].min_width = max((len(item.name) for item in result.passes), default=0)
+    table.columns[1].no_wrap = True
     for item in result.passes:
         colour = _COLOURS[item.status]
         quality = item.fidelity
@@ -61,7 +63,6 @@ def passes_table(result: Result) -> Table:
             amount(item.parameters_after) if after else "-",
             ratio(item.latency_ratio),
             cosine(quality.min_cosine) if quality else "-",
-            small(quality.max_abs) if quality else "-",
             seconds(item.seconds),
         )
     return table

@@ -165,14 +165,13 @@ class _Reader:
         """What a single integer was at each assignment."""
         if isinstance(expression, Number):
             return (int(expression.value),) * len(self.result)
-        shapes = self.work.shapes
-        if not isinstance(expression, Element) or shapes is None or not shapes.known(expression.tensor):
+        if not isinstance(expression, Element):
             return None
-        arrays = shapes.contents(expression.tensor)
+        arrays = self.work.numbers(expression.tensor)
         at = [e.value for e in expression.index if isinstance(e, Number)]
-        if len(at) != len(expression.index) or any(a is None for a in arrays):
+        if arrays is None or len(at) != len(expression.index):
             return None
-        return tuple(int(a[tuple(int(i) for i in at)]) for a in arrays if a is not None)
+        return tuple(int(a[tuple(int(i) for i in at)]) for a in arrays)
 
     def _range(self, node: ir.Node, index: tuple[Expression, ...], depth: int) -> Expression:
         if number(node.inputs[0]) != 0 or number(node.inputs[2]) != 1:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.shapes import ShapeTable
 from graphopt.editing import GraphEditor, all_graphs
+from graphopt.passes.fusing.dependence import Dependence
 from graphopt.transform import Change, Declined
 
 Sizes = tuple[tuple[int, ...], ...]  #: one concrete shape for each assignment of the dynamic dims
@@ -23,6 +24,7 @@ class Work:
 
     editor: GraphEditor
     shapes: ShapeTable | None
+    dependence: Dependence
     changes: list[Change] = field(default_factory=list)
     declined: dict[str, Declined] = field(default_factory=dict)
     measured: dict[str, Sizes] = field(default_factory=dict)
@@ -40,14 +42,21 @@ class Work:
         return [node for graph in all_graphs(self.model) for node in graph]
 
     def sizes(self, value: ir.Value | None) -> Sizes | None:
-        """Concrete shapes of ``value``; None where they were not measured."""
-        if value is None or not value.name:
+        """Concrete shapes of ``value``; None where they were not measured, or come out of the data."""
+        if value is None or not value.name or value.name in self.dependence.sizes:
             return None
         if value.name in self.measured:
             return self.measured[value.name]
         if self.shapes is not None and self.shapes.known(value):
             return self.shapes.sizes(value)
         return None
+
+    def numbers(self, value: ir.Value) -> list[np.ndarray] | None:
+        """Contents of a small integer tensor at each assignment; None where they come out of the data."""
+        if self.shapes is None or not self.shapes.known(value) or value.name in self.dependence.contents:
+            return None
+        arrays = self.shapes.contents(value)
+        return [a for a in arrays if a is not None] if all(a is not None for a in arrays) else None
 
     def rank(self, value: ir.Value) -> int | None:
         """The rank, measured or declared."""

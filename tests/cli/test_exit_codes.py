@@ -158,6 +158,10 @@ def test_debug_prints_the_traceback_of_a_pass(call, plugin, mlp, tmp_path):
         (["no-such-command"], "no-such-command"),
         (["passes", "no-such-pass"], "known passes"),
         (["bench", "MODEL", "MODEL"], "named twice"),
+        (["optimize", "MODEL", "-p", "cleanup", "--data", ""], "the specification is empty"),
+        (["optimize", "MODEL", "-p", "prune(ratio=1.5)"], "ratio=1.5: input should be less than 1, or"),
+        (["optimize", "MODEL", "-p", "cleanup", "--seed", str(10**20)], "seed=1"),
+        (["optimize", "MODEL", "-p", "cleanup", "--threads", "100000"], "--threads"),
     ],
 )
 def test_usage_errors_exit_2_in_one_line(call, mlp, tmp_path, monkeypatch, arguments, word):
@@ -175,6 +179,25 @@ def test_usage_errors_exit_2_in_one_line(call, mlp, tmp_path, monkeypatch, argum
 
 
 # -- 3: the model -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["external-absolute", "element-type", "cycle"])
+def test_the_second_of_two_models_is_checked_too(call, mlp, tmp_path, name):
+    bad = bad_models.write(name, tmp_path)
+    for command in ("bench", "compare"):
+        code, out, err = call(command, mlp, bad.path)
+        assert (code, out, err.count("\n")) == (3, "", 1)
+        assert err.startswith(f"graphopt: {bad.path}: ")
+
+
+@pytest.mark.parametrize("option", ["-o", "--report"])
+def test_a_pipe_or_device_is_never_replaced(call, mlp, tmp_path, option):
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = call("optimize", mlp, "-p", "cleanup", option, tmp_path / "pipe")
+    assert code == 2
+    assert "not a plain file" in err
+    assert (tmp_path / "pipe").is_fifo()
+    assert listing(tmp_path) == ["mlp.onnx", "pipe"]
+
+
 @pytest.mark.parametrize("command", ["optimize", "inspect"])
 @pytest.mark.parametrize("name", bad_models.IDS)
 def test_bad_models_exit_3_in_one_line_and_leave_nothing(call, tmp_path, name, command):
@@ -209,7 +232,7 @@ def test_a_full_disk_exits_3_and_leaves_nothing(call, mlp, tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = call("optimize", mlp, "-p", "cleanup", "-o", tmp_path / "o.onnx", "-q")
     assert code == 3
-    assert "No space left" in err
+    assert err.startswith(f"graphopt: {tmp_path / 'o.onnx'}: cannot be written (No space left")
     assert listing(tmp_path) == ["mlp.onnx"]
 
 
@@ -274,3 +297,35 @@ def test_help_fits_a_screen_and_ends_with_an_example(call, command):
     lines = [line for line in out.splitlines() if line.strip()]
     assert len(lines) <= 40
     assert any(line.strip().startswith("Example: graphopt") for line in lines[-3:])
+
+
+_FUNCTIONS = """
+import sys
+import numpy as np
+def raises(): raise RuntimeError("boom")
+def raises_later():
+    yield {"x": np.ones((1, 32), np.float32)}
+    raise RuntimeError("boom")
+def exits(*_): sys.exit(0)
+def ragged(): return [{"x": [[1, 2], [3]]}]
+number = 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "word"),
+    [
+        ("--data", "raises", "failed: RuntimeError: boom"),
+        ("--data", "raises_later", "failed: RuntimeError: boom"),
+        ("--data", "exits", "failed: SystemExit"),
+        ("--data", "ragged", "item 0 holds no arrays"),
+        ("--data", "number", "returned int"),
+        ("--metric", "exits", "failed: SystemExit"),
+    ],
+)
+def test_a_users_function_that_fails_exits_2(call, mlp, tmp_path, option, name, word):
+    (tmp_path / "mine.py").write_text(_FUNCTIONS)
+    code, out, err = call("optimize", mlp, "-p", "cleanup", "-q", option, f"{tmp_path / 'mine.py'}:{name}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert word in err
+    assert "mlp.opt.onnx" not in listing(tmp_path)

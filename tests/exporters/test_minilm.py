@@ -33,7 +33,9 @@ def test_unknown_form_is_a_usage_error(tmp_path: Path) -> None:
 @installed
 def test_export_from_the_package(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    report = export_minilm(tmp_path / "m.onnx", exporter="torchscript", output="pooled")
+    tokenizer = tmp_path / "tokenizer.json"
+    report = export_minilm(tmp_path / "m.onnx", exporter="torchscript", output="pooled", tokenizer=tokenizer)
+    assert tokenizer.read_bytes() == minilm.tokenizer_path().read_bytes()
     assert report.verified
     assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert 90e6 < report.bytes < 91e6

@@ -94,6 +94,12 @@ def test_presets_are_the_promised_ones():
         ("passes: ['a,b']\n", "more than one pass"),
         ("- fuse\n", "expected a mapping"),
         ("passes: [fuse\n", "not valid YAML"),
+        (f"passes: {'[' * 3000}", "not valid YAML"),
+        ("passes: 3\n", "expected a list of passes"),
+        ("passes: {fuse: {}}\n", "expected a list of passes"),
+        ("passes: [{prune: {}, fuse: {}}]\n", "expected one pass, found prune, fuse"),
+        ("passes: []\nstatus: PASSED\nrecipe: 3\n", "holds no recipe"),
+        ("passes: [fuse]\nguard: {min_cosine: -5, max_drop: -5}\n", "guard.max_drop=-5"),
     ],
 )
 def test_bad_recipes_are_one_line(tmp_path, text, word):
@@ -102,6 +108,7 @@ def test_bad_recipes_are_one_line(tmp_path, text, word):
     with pytest.raises(UsageError) as caught:
         load_recipe(path)
     assert word in str(caught.value)
+    assert str(caught.value).startswith(f"recipe {path}: ")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 

@@ -17,6 +17,7 @@ MISBEHAVING = {
     "changed-interface": (Cause.INVALID, "outputs changed"),
     "frozen-dims": (Cause.INVALID, "changed dims"),
     "crash": (Cause.FAILED, "ZeroDivisionError: on purpose"),
+    "exits": (Cause.FAILED, "SystemExit"),
     "crash-planning": (Cause.FAILED, "KeyError"),
     "not-a-plan": (Cause.FAILED, "returned list"),
     "false-claim": (Cause.UNTRUTHFUL, "claims 1 change"),

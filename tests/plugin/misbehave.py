@@ -111,6 +111,15 @@ class Crash(Base):
         raise ZeroDivisionError("on purpose")
 
 
+class Exits(Base):
+    """Ends the whole program in apply."""
+
+    name = "exits"
+
+    def apply(self, editor, plan):
+        raise SystemExit(0)
+
+
 class CrashPlanning(Base):
     """Raises in plan."""
 

@@ -8,10 +8,12 @@ from rich.console import Console
 
 import graphopt
 from graphopt.pipeline.overview import inspect_model
+from graphopt.pipeline.registry import discover
 from graphopt.pipeline.result import Result
 from graphopt.report import units
 from graphopt.report.overview import print_overview
-from graphopt.report.terminal import print_result
+from graphopt.report.passes import describe_json
+from graphopt.report.terminal import passes_table, print_result
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,30 @@ def test_overview(mlp):
     print_overview(overview, Console(file=out, width=100))
     assert "1 x 64 neurons can be pruned" in out.getvalue()
     assert all(len(line) <= 100 for line in out.getvalue().splitlines() if "─" in line)
+
+
+def test_the_table_of_passes_fits_80_columns(plugin, mlp):
+    result = graphopt.optimize(mlp, "prune-neurons(ratio=0.25,criterion=magnitude,round_to=8),crash")
+    out = io.StringIO()
+    Console(file=out, width=80).print(passes_table(result))
+    lines = out.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    for name in ("cleanup ", "prune-neurons(", "crash ", "rolled-back"):
+        assert any(name in line for line in lines)
+
+
+def test_reasons_are_shortened_unless_verbose(mlp):
+    overview = inspect_model(mlp)
+    overview.frozen[0].reasons = ["the first", "the second", "the third"]
+    for verbose, expected in ((0, "the first (+2 more)"), (1, "the first; the second; the third")):
+        out = io.StringIO()
+        print_overview(overview, Console(file=out, width=100), verbose=verbose)
+        assert expected in out.getvalue()
+
+
+def test_parameters_are_described_as_users_write_them():
+    facts = {item["name"]: item for item in json.loads(describe_json(discover().load("prune")))["parameters"]}
+    assert facts["ratio"]["type"] == "float (>= 0, < 1) | 'auto'"
+    assert facts["round_to"]["type"] == "int | None"
+    assert facts["round_to"]["description"].endswith("(>= 1)")
+    assert facts["exclude"]["type"] == "list of str"

@@ -14,7 +14,7 @@ from graphopt.errors import MissingDependencyError, ModelError, UsageError
 from graphopt.model import open_model
 from graphopt.runtime.provider import available, check_provider, cpu_flags, default_target, resolve_provider
 from graphopt.runtime.serialized import serialize
-from graphopt.runtime.session import Session
+from graphopt.runtime.session import Session, first_line
 from tests.runtime.models import encoder, mlp, text_model
 
 X = np.random.default_rng(3).normal(size=(2, 64)).astype(np.float32)
@@ -231,3 +231,36 @@ def test_every_public_name_loads() -> None:
     assert all(getattr(runtime, name) is not None for name in runtime.__all__)
     with pytest.raises(AttributeError):
         _ = runtime.no_such_name
+
+
+_PLACE = "/onnxruntime_src/onnxruntime/core/x.h:147 onnxruntime::common::Status onnxruntime::A::B(const C&, bool) const"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain words", "plain words"),
+        ("[ONNXRuntimeError] : 1 : FAIL : Load model from a/b.onnx failed:No graph was found.", "No graph was found."),
+        (f"[ONNXRuntimeError] : 1 : FAIL : Load model from b.onnx failed:{_PLACE} bad (x).", "bad (x)."),
+        (f"Node 'mm' Status Message: {_PLACE} [with T = int] left operand", "Node 'mm' Status Message: left operand"),
+        ("During start: /src/l.cc:2 ort::L::L(const std::string&)::<lambda()> No locale", "During start: No locale"),
+        ("/src/f.cc:2 auto ort::F::operator()(const int&) const no kernel", "no kernel"),
+        ("Tensor w failed.utils.cc:22 Read w: out of bounds", "Tensor w failed. w: out of bounds"),
+        ("/src/f.cc:2 no signature here", "no signature here"),
+        ("x" * 400, "x" * 297 + "..."),
+    ],
+)
+def test_messages_come_without_source_places(text: str, expected: str) -> None:
+    assert first_line(RuntimeError(text)) == expected
+
+
+def test_big_weights_that_nothing_reads_are_left_out() -> None:
+    model = mlp()
+    dead = ir.tensor(np.ones((64, 64), np.float32), name="dead")
+    model.graph.register_initializer(
+        ir.Value(name="dead", type=ir.TensorType(dead.dtype), shape=ir.Shape((64, 64)), const_value=dead)
+    )
+    assert set(serialize(model).weights) == {"W"}
+    assert Session(model).run({"x": X})["y"].shape == (2, 64)
+    assert Session(model, outputs=["dead"]).run({"x": X})["dead"].shape == (64, 64)
+    assert "dead" in model.graph.initializers
