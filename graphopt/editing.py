@@ -1,4 +1,4 @@
-"""The one editor: every mutation of a graph goes through it, so names stay unique and the model's interface stays put."""
+"""The one editor: every mutation of a graph goes through it, so names stay unique and the interface stays put."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class GraphEditor:
     def set_initializer(
         self, value: ir.Value, array: np.ndarray, *, uses: Iterable[tuple[ir.Node, int]] | None = None
     ) -> ir.Value:
-        """Give ``value`` new contents for the named ``uses`` (default: all); copy-on-write when others still need the old.
+        """Give ``value`` new contents for the named ``uses`` (default: all); copy-on-write when others need the old.
 
         Returns the value that now holds ``array``. Raises PassError for a value that is no initializer, or is a graph
         input or output (its contents or its shape are the model's interface).
@@ -182,7 +182,8 @@ class GraphEditor:
     def _redirect_output(self, graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         movable = new.producer() is not None and new.graph is graph and not new.is_graph_output()
         if not movable:
-            node = ir.node("Identity", [new], outputs=[ir.Value(name=None)], name=self.fresh_name(f"{old.name}/Identity"))
+            name = self.fresh_name(f"{old.name}/Identity")
+            node = ir.node("Identity", [new], outputs=[ir.Value(name=None)], name=name)
             graph.append(node)
             carrier = node.outputs[0]
         else:
@@ -195,7 +196,7 @@ class GraphEditor:
                 graph.outputs[i] = carrier
 
     def bypass(self, node: ir.Node, *, output: int = 0, input: int = 0) -> None:
-        """Readers of one output read one input instead; the node dies with the next ``drop_dead`` if nothing else needs it."""
+        """Readers of one output read one input instead; ``drop_dead`` removes the node if nothing else needs it."""
         source = node.inputs[input]
         if source is None:
             raise PassError(f"cannot bypass {node.name!r}: its input {input} is absent")

@@ -28,7 +28,20 @@ class Patch:
     node: str  #: name of the MatMul or Gemm
     weight: np.ndarray | None
     shift: np.ndarray  #: [N]
-    method: str  #: "refit" or "mean fold"
+    method: str  #: "refit" with its ridge, or "mean fold"
+    errors: tuple[float, float] = (
+        np.nan,
+        np.nan,
+    )  #: mean squared error of the output on held-out inputs: as sliced, now
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What was found for a chain of sites."""
+
+    patches: tuple[Patch, ...]
+    left: tuple[tuple[str, str], ...]  #: sites without a patch, and why
+    divergence: tuple[float, float]  #: of the model's outputs on held-out inputs, before and after
 
 
 class Pairs:
@@ -216,57 +229,52 @@ def shift_output(editor: GraphEditor, node: ir.Node, shift: np.ndarray) -> None:
 
 def refit_sites(
     original: ir.Model, rewritten: ir.Model, ctx: PassContext, sites: Sequence[Site], *, refit: bool = True
-) -> tuple[list[Patch], list[str]]:
+) -> Refit:
     """Patches for ``sites``, front to back; ``rewritten`` is edited as they are found.
 
     Each site keeps the best of {refit at some ridge, mean fold, nothing} on held-out inputs: by the error of its own
     output, since at the model's outputs the sites that are still to come would drown what this one does. At the end all
     patches together must bring the model's outputs nearer to the original's, else none is kept.
-
-    Returns the patches, and for each site a line that says what was kept and what it brought.
     """
     patches: list[Patch] = []
-    notes: list[str] = []
+    left: list[tuple[str, str]] = []
     before = ctx.divergence(rewritten)
     bare = rewritten.clone()
     with ctx.progress("refit", len(sites)) as bar:
         for site in sites:
-            patch, line = _best_patch(original, rewritten, ctx, site, refit)
+            patch = _best_patch(original, rewritten, ctx, site, refit)
             if patch is not None:
                 apply_patch(GraphEditor(rewritten), patch)
                 patches.append(patch)
-            notes.append(f"{site.node}: {line}")
+            else:
+                left.append((site.node, "kept as sliced: no refit helped on held-out inputs"))
             bar.advance()
     after = ctx.divergence(rewritten)
-    if after >= before:
+    if patches and after >= before:
         rewritten.graph = bare.graph
-        return [], [
-            f"refit dropped: it moved the outputs' divergence from {before:.4f} to {after:.4f} on held-out inputs"
-        ]
-    notes.append(f"refit: divergence {before:.4f} -> {after:.4f} on held-out inputs")
-    return patches, notes
+        reason = f"refit dropped: all together moved the outputs' divergence from {before:.4f} to {after:.4f}"
+        return Refit((), tuple((site.node, reason) for site in sites), (before, before))
+    return Refit(tuple(patches), tuple(left), (before, after))
 
 
-def _best_patch(
-    original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, refit: bool
-) -> tuple[Patch | None, str]:
+def _best_patch(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, refit: bool) -> Patch | None:
     train = gather_pairs(original, rewritten, ctx, site, "calibration")
     held_out = gather_pairs(original, rewritten, ctx, site, "selection")
     if train is None or held_out is None:
-        return None, "no inputs to refit on"
+        return None
     start = _weight_of(rewritten, site.node)
-    nothing = held_out.error(start, np.zeros(start.shape[1]))
-    fold = train.shift(start)
-    candidates = [(held_out.error(start, fold), Patch(site.node, None, fold, "mean fold"))]
+    as_sliced = held_out.error(start, np.zeros(start.shape[1]))
+
+    def patch(W: np.ndarray, method: str) -> Patch:
+        shift = train.shift(W)
+        errors = (as_sliced, held_out.error(W, shift))
+        return Patch(site.node, None if W is start else W, shift, method, errors)
+
+    candidates = [patch(start, "mean fold")]
     if refit:
-        for ridge in RIDGES:
-            W = solve(train, start, ridge)
-            b = train.shift(W)
-            candidates.append((held_out.error(W, b), Patch(site.node, W, b, f"refit (ridge {ridge:g})")))
-    error, patch = min(candidates, key=lambda c: c[0])
-    if error >= nothing:
-        return None, "kept as sliced, nothing helped on held-out inputs"
-    return patch, f"{patch.method}, error {nothing:.4g} -> {error:.4g}"
+        candidates += [patch(solve(train, start, ridge), f"refit (ridge {ridge:g})") for ridge in RIDGES]
+    best = min(candidates, key=lambda p: p.errors[1])
+    return best if best.errors[1] < as_sliced else None
 
 
 def _weight_of(model: ir.Model, node_name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from graphopt.analysis.axes import Group, analyse_axes
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.importance import CRITERIA, Curve, Moments, allocate, collect_moments, consumers, removal_stops
-from graphopt.refit import Patch, Site, apply_patch, refit_from_moments, refit_sites
+from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
@@ -38,13 +38,15 @@ class PruneConfig(PassConfig):
     """Groups to leave alone, by name as ``inspect`` prints them, e.g. ``heads.0``."""
 
 
+NOT_REFITTED = Refit((), (), (0.0, 0.0))
+
+
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """Unit numbers to remove from each group (by name), then parameters to patch, in order."""
+    """Unit numbers to remove from each group (by name), then what to refit, in order."""
 
     removal: Mapping[str, np.ndarray]
-    patches: Sequence[Patch] = ()
-    notes: Sequence[str] = ()
+    refit: Refit = NOT_REFITTED
 
 
 class Prune(Pass[PruneConfig]):
@@ -92,7 +94,19 @@ class Prune(Pass[PruneConfig]):
             for group in groups
             if group.name in decision.removal
         )
-        return Plan(changes, declined, (*notes, *decision.notes), {"ratio": ratio}, decision)
+        refit = decision.refit
+        changes += tuple(
+            Change(p.node, f"output error {p.errors[0]:.3g}", f"{p.errors[1]:.3g} by {p.method}") for p in refit.patches
+        )
+        declined += tuple(Declined(node, reason) for node, reason in refit.left)
+        if refit.patches:
+            before, after = refit.divergence
+            total = len(refit.patches) + len(refit.left)
+            notes.append(
+                f"{len(refit.patches)} of {total} consumers refitted: the outputs' divergence fell from {before:.4f} "
+                f"to {after:.4f} on held-out inputs"
+            )
+        return Plan(changes, declined, tuple(notes), {"ratio": ratio}, decision)
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Slice, then patch."""
@@ -176,7 +190,7 @@ class _Search:
     def _probe(self, group: Group, units: np.ndarray) -> ir.Model:
         """The model with one group pruned and its consumers refitted from the moments at hand."""
         patches = [refit_from_moments(c, self.moments[c.activation], units) for c in self.consumers[group]]
-        return self._built(_Decision({group.name: units}, patches))
+        return self._built(_Decision({group.name: units}, Refit(tuple(patches), (), (0.0, 0.0))))
 
     def _built(self, decision: _Decision) -> ir.Model:
         trial = self.view.model.clone()
@@ -195,8 +209,7 @@ class _Search:
         nodes = {c.node for g in self.groups if g.name in removal for c in self.consumers[g]}
         sites = [Site.of(node) for node in sorted(nodes, key=lambda n: self.order[n.name])]
         sliced = self._built(decision)
-        patches, lines = refit_sites(self.view.model, sliced, self.ctx, sites, refit=self.config.refit)
-        return _Decision(removal, patches, lines)
+        return _Decision(removal, refit_sites(self.view.model, sliced, self.ctx, sites, refit=self.config.refit))
 
     def furthest(self) -> tuple[float, _Decision]:
         """The largest ratio the guard accepts, by bisection."""
@@ -216,7 +229,7 @@ def _carry_out(editor: GraphEditor, decision: _Decision, view: GraphView | None 
     axes = analyse_axes(editor.model, (view or GraphView(editor.model)).shapes)
     by_name = {group.name: group for group in axes.groups}
     slice_units(editor, axes, {by_name[name]: units for name, units in decision.removal.items()})
-    for patch in decision.patches:
+    for patch in decision.refit.patches:
         apply_patch(editor, patch)
     editor.drop_dead()
 

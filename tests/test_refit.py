@@ -231,13 +231,14 @@ def test_copies_go_without_loss(build):
     fed = feeds(model)
     assert distance(outputs(model, fed), outputs(sliced, fed)) > 0.1
     (consumer,) = consumers(analyse(model).prunable[0])
-    patches, notes = refit_sites(model, sliced, ctx, [Site.of(consumer.node)])
-    assert [p.method[:5] for p in patches] == ["refit"]
-    assert distance(outputs(model, fed), outputs(sliced, fed)) < 1e-3, notes
+    refit = refit_sites(model, sliced, ctx, [Site.of(consumer.node)])
+    assert [p.method[:5] for p in refit.patches] == ["refit"] and not refit.left
+    assert refit.divergence[1] < refit.divergence[0] and refit.patches[0].errors[1] < refit.patches[0].errors[0]
+    assert distance(outputs(model, fed), outputs(sliced, fed)) < 1e-3
     assert ctx.divergence(sliced) < 1e-4
     # applying the patches to the bare slice gives the same model
     again = rebuilt(model, {name: list(range(8, 16))}, slice_units)
-    for patch in patches:
+    for patch in refit.patches:
         apply_patch(GraphEditor(again), patch)
     assert distance(outputs(sliced, fed), outputs(again, fed)) == 0
 
@@ -245,8 +246,8 @@ def test_copies_go_without_loss(build):
 def test_without_refit_only_means_are_folded():
     model = doubled(mlp)
     sliced = rebuilt(model, {next(g.name for g in analyse(model).prunable): [1, 2, 3]}, slice_units)
-    patches, _ = refit_sites(model, sliced, FakeContext(model), [Site.of(node(model, "o"))], refit=False)
-    assert [p.method for p in patches] == ["mean fold"]
+    refit = refit_sites(model, sliced, FakeContext(model), [Site.of(node(model, "o"))], refit=False)
+    assert [p.method for p in refit.patches] == ["mean fold"]
 
 
 def test_what_makes_the_outputs_worse_is_dropped():
@@ -261,8 +262,8 @@ def test_what_makes_the_outputs_worse_is_dropped():
     name = next(g.name for g in analyse(model).prunable)
     sliced = rebuilt(model, {name: [1, 2, 3]}, slice_units)
     before = outputs(sliced, feeds(model))
-    patches, notes = refit_sites(model, sliced, Contrary(model), [Site.of(node(model, "o"))])
-    assert patches == [] and notes[0].startswith(
-        "refit dropped: it moved the outputs' divergence from 1.0000 to 2.0000"
-    )
+    refit = refit_sites(model, sliced, Contrary(model), [Site.of(node(model, "o"))])
+    ((site, reason),) = refit.left
+    assert refit.patches == () and site == "MatMul_o"
+    assert reason == "refit dropped: all together moved the outputs' divergence from 1.0000 to 2.0000"
     assert distance(before, outputs(sliced, feeds(model))) == 0

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from graphopt.editing import GraphEditor
 from graphopt.transform import Change
 
-
 Lengths = dict[int, tuple[ir.Value, int]]  #: axis to stretch -> the value and the axis of it that give its length
 
 
@@ -18,8 +17,8 @@ def expand_operands(editor: GraphEditor) -> list[Change]:
     """Give operands their full length where the standard lets them broadcast and ONNX Runtime's kernels do not.
 
     Matches:  ai.onnx ``Attention(Q, K, V, mask)`` where mask is [.., 1, Lk] or [.., Lq, 1] by its known shape;
-              ai.onnx ``RotaryEmbedding(X, cos, sin)`` without position ids where cos or sin is [1, L, D / 2]; each where
-              the length in question is not itself 1. Both fail at run time.
+              ai.onnx ``RotaryEmbedding(X, cos, sin)`` without position ids where cos or sin is [1, L, D / 2]; each
+              where the length in question is not itself 1. Both fail at run time.
     Rewrites: operand -> Expand(operand, [1, .., L, 1]), with the length read from Q, K or X at run time.
     Leaves:   operands of unknown shape; a short key axis when past keys make the length differ from K's.
     """

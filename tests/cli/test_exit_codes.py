@@ -289,7 +289,17 @@ def test_importing_brings_in_nothing_heavy(what):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["optimize"], ["inspect"], ["compare"], ["bench"], ["passes"], ["schema"], ["export", "torch"]]
+    "command",
+    [
+        [],
+        ["optimize"],
+        ["inspect"],
+        ["compare"],
+        ["bench"],
+        ["passes"],
+        ["schema"],
+        *(["export", kind] for kind in ("torch", "hf", "minilm")),
+    ],
 )
 def test_help_fits_a_screen_and_ends_with_an_example(call, command):
     code, out, _ = call(*command, "--help")

@@ -785,6 +785,20 @@ def test_a_target_with_two_moving_sizes_stays() -> None:
     assert fuse(model, attention="parts")[1].empty
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Concat<axis = 0>(n, tail) y = Reshape(x, t)",  # a shape that the caller hands in
+        "z = NonZero(n) s = Shape<start = 1>(z) t = Concat<axis = 0>(minus1, s, tail) y = Reshape(x, t)",  # a count
+    ],
+)
+def test_a_target_that_comes_out_of_the_data_stays(body: str) -> None:
+    weights = {"tail": np.array([2, 4]), "minus1": np.array([-1])}
+    used = {k: v for k, v in weights.items() if f"{k})" in body or f"({k}," in body}
+    model = parse(f"agraph (float[B, L, 8] x, int64[2] n) => (float[B, L, 2, 4] y) {{ {body} }}", 20, used)
+    assert fuse(model, attention="parts")[1].empty
+
+
 def test_raising_the_opset_moves_axes_and_counts_outputs() -> None:
     model = parse(
         f"""agraph (float[B, L, {H * D}] q, float[B, L, {H * D}] k, float[B, L, {H * D}] v, float[B, 1, L, L] mask)
