@@ -182,8 +182,8 @@ class GraphEditor:
     def _redirect_output(self, graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         movable = new.producer() is not None and new.graph is graph and not new.is_graph_output()
         if not movable:
-            name = self.fresh_name(f"{old.name}/Identity")
-            node = ir.node("Identity", [new], outputs=[ir.Value(name=None)], name=name)
+            label = self.fresh_name(f"{old.name}/Identity")
+            node = ir.node("Identity", [new], outputs=[ir.Value(name=None)], name=label)
             graph.append(node)
             carrier = node.outputs[0]
         else:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 import graphopt
 from graphopt.model import all_tensors, digest, model_bytes
-from graphopt.model_tensors import tensor_identity
+from graphopt.model.tensors import tensor_identity
 from graphopt.pipeline.result import Environment, ModelFacts
 from graphopt.runtime.provider import cpu_flags, cpu_name
 

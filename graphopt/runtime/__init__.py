@@ -6,7 +6,11 @@ Names load when first used, so ``import graphopt.runtime`` brings in neither onn
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime's builds may send usage data, and leave a session file in the temporary folder; graphopt does neither.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from graphopt.runtime.data import Dataset as Dataset

@@ -296,16 +296,16 @@ def test_sharing_does_not_read_what_differs(tmp_path: Path, monkeypatch: pytest.
     arrays = {f"w{i}": rng.standard_normal(500_000).astype(np.float32) for i in range(4)}
     model = with_weights(tmp_path, arrays, external=True)
     read = 0
-    from graphopt import model_tensors
+    from graphopt.model import tensors
 
-    real = model_tensors.DataFile.read
+    real = tensors.DataFile.read
 
-    def counted(self: model_tensors.DataFile, offset: int, length: int) -> bytes:
+    def counted(self: tensors.DataFile, offset: int, length: int) -> bytes:
         nonlocal read
         read += length
         return real(self, offset, length)
 
-    monkeypatch.setattr(model_tensors.DataFile, "read", counted)
+    monkeypatch.setattr(tensors.DataFile, "read", counted)
     Cleanup().plan(GraphView(model), None)  # type: ignore[arg-type]
     assert read < 10_000
 

@@ -15,8 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.model_interrupts import InterruptGate
-from graphopt.model_tensors import (
+from graphopt.model.interrupts import InterruptGate
+from graphopt.model.tensors import (
     FileTensor,
     all_tensors,
     attribute_tensors,
@@ -24,7 +24,7 @@ from graphopt.model_tensors import (
     tensor_chunks,
     tensor_identity,
 )
-from graphopt.model_wire import length_tag
+from graphopt.model.wire import length_tag
 
 EXTERNAL_ABOVE = 1_500_000_000  #: bytes of weights; larger models get a data file beside them
 _PROTOBUF_LIMIT = 2_000_000_000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.model_tensors import FileTensor, tensor_chunks, tensor_identity
+from graphopt.model.tensors import FileTensor, tensor_chunks, tensor_identity
 
 _CACHE_KEY = "graphopt.sha256"
 

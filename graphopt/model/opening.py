@@ -1,16 +1,10 @@
-"""The only door to model files: open, save, clone, hash, describe.
-
-In memory a model is an ``onnx_ir.Model`` whose functions are inlined, whose nodes are in order, and in which every node
-and value has a name of its own over all scopes. Weights on disk stay there until somebody asks for them.
-"""
+"""Opening a file: every defect is one clear line, and nothing outside the model's folder is read."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,58 +14,23 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from graphopt.errors import ModelError
-from graphopt.model_checks import DefectError, check_proto
-from graphopt.model_digest import attribute_bytes, digest, structure_digest, tensor_digest
-from graphopt.model_names import make_names_unique
-from graphopt.model_saving import EXTERNAL_ABOVE, SOURCE_KEY, replaceable, save_model
-from graphopt.model_tensors import (
+from graphopt.model.checks import DefectError, check_proto
+from graphopt.model.names import make_names_unique
+from graphopt.model.saving import SOURCE_KEY
+from graphopt.model.tensors import (
     DataFile,
     FileTensor,
-    all_tensors,
     attribute_tensors,
-    string_data,
-    tensor_chunks,
     tensor_from_bytes,
-    tensor_identity,
-    tensor_window,
 )
-from graphopt.model_wire import WireError, looks_truncated, read_skeleton
-
-__all__ = [
-    "EXTERNAL_ABOVE",
-    "FileTensor",
-    "Signature",
-    "ValueInfo",
-    "all_tensors",
-    "attribute_bytes",
-    "clone_model",
-    "digest",
-    "file_digest",
-    "is_standard_op",
-    "make_names_unique",
-    "model_bytes",
-    "open_model",
-    "provenance",
-    "replaceable",
-    "save_model",
-    "set_provenance",
-    "signature",
-    "source_path",
-    "string_data",
-    "structure_digest",
-    "tensor_chunks",
-    "tensor_digest",
-    "tensor_window",
-]
+from graphopt.model.wire import WireError, looks_truncated, read_skeleton
 
 _LAZY_ABOVE = 256 << 20  #: bytes; weights inside larger .onnx files stay in the file
 _SMALL = 64  #: elements; the checker sees smaller tensors as they are
-_PREFIX = "graphopt."
 # Operators that ONNX Runtime keeps in the standard domain though the standard does not have them (at that version).
 _RUNTIME_OPS = {"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "Gelu", "FusedConv"}
 
 
-# -- opening --------------------------------------------------------------------------------------------------------
 def open_model(path: Path | str) -> ir.Model:
     """Open and validate an ONNX file. Nothing outside its folder is read, and no weight before it is used.
 
@@ -253,75 +212,3 @@ def is_standard_op(node: ir.Node, model: ir.Model) -> bool:
     if node.domain:
         return False
     return bool(onnx.defs.has(node.op_type, model.graph.opset_imports.get("", 1), ""))
-
-
-# -- copies and descriptions ----------------------------------------------------------------------------------------
-def clone_model(model: ir.Model) -> ir.Model:
-    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    return copy
-
-
-def source_path(model: ir.Model) -> Path | None:
-    """The file the model was opened from, if any."""
-    source = model.meta.get(SOURCE_KEY)
-    return Path(source) if source else None
-
-
-@dataclass(frozen=True, slots=True)
-class ValueInfo:
-    """One input or output. A dim is an int, a symbol, or None when nothing is known."""
-
-    name: str
-    dtype: str  #: e.g. "FLOAT", or the whole type for sequences and optionals
-    dims: tuple[int | str | None, ...] | None  #: None: not even the rank is known
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What a model's callers rely on."""
-
-    inputs: tuple[ValueInfo, ...]  #: those a caller must give
-    outputs: tuple[ValueInfo, ...]
-    defaults: tuple[ValueInfo, ...] = ()  #: inputs with an initializer, which a caller may leave out
-
-
-def signature(model: ir.Model) -> Signature:
-    """Names, types and dims of the inputs and outputs, in order."""
-    required = [v for v in model.graph.inputs if not v.is_initializer()]
-    optional = [v for v in model.graph.inputs if v.is_initializer()]
-    return Signature(
-        tuple(map(_describe, required)), tuple(map(_describe, model.graph.outputs)), tuple(map(_describe, optional))
-    )
-
-
-def _describe(value: ir.Value) -> ValueInfo:
-    dims = tuple(d if isinstance(d, int) else d.value for d in value.shape) if value.shape is not None else None
-    plain = isinstance(value.type, ir.TensorType)
-    return ValueInfo(value.name or "", value.type.dtype.name if plain and value.type else str(value.type), dims)
-
-
-def model_bytes(model: ir.Model) -> int:
-    """Bytes of all weights (initializers and tensors in attributes, all scopes); a shared tensor counts once."""
-    sizes: dict[tuple[object, ...], int] = {}
-    for tensor in all_tensors(model):
-        string = tensor.dtype is ir.DataType.STRING
-        sizes[tensor_identity(tensor)] = sum(map(len, string_data(tensor))) if string else tensor.nbytes
-    return sum(sizes.values())
-
-
-def file_digest(path: Path | str) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def provenance(model: ir.Model) -> dict[str, str]:
-    """What graphopt has noted in the model: the ``graphopt.*`` metadata, without the prefix."""
-    return {k.removeprefix(_PREFIX): v for k, v in model.metadata_props.items() if k.startswith(_PREFIX)}
-
-
-def set_provenance(model: ir.Model, key: str, value: str) -> None:
-    """Note ``value`` under ``graphopt.<key>`` in the model's metadata."""
-    model.metadata_props[_PREFIX + key] = value

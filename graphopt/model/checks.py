@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.model_tensors import byte_count
+from graphopt.model.tensors import byte_count
 
 OLDEST_OPSET = 7
 _STANDARD = ("", "ai.onnx")

@@ -1,0 +1,49 @@
+"""The only door to model files: open, save, clone, hash, describe.
+
+In memory a model is an ``onnx_ir.Model`` whose functions are inlined, whose nodes are in order, and in which every node
+and value has a name of its own over all scopes. Weights on disk stay there until somebody asks for them.
+"""
+
+from graphopt.model.description import (
+    Signature,
+    ValueInfo,
+    clone_model,
+    file_digest,
+    model_bytes,
+    provenance,
+    set_provenance,
+    signature,
+    source_path,
+)
+from graphopt.model.hashing import attribute_bytes, digest, structure_digest, tensor_digest
+from graphopt.model.names import make_names_unique
+from graphopt.model.opening import is_standard_op, open_model
+from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
+from graphopt.model.tensors import FileTensor, all_tensors, string_data, tensor_chunks, tensor_window
+
+__all__ = [
+    "EXTERNAL_ABOVE",
+    "FileTensor",
+    "Signature",
+    "ValueInfo",
+    "all_tensors",
+    "attribute_bytes",
+    "clone_model",
+    "digest",
+    "file_digest",
+    "is_standard_op",
+    "make_names_unique",
+    "model_bytes",
+    "open_model",
+    "provenance",
+    "replaceable",
+    "save_model",
+    "set_provenance",
+    "signature",
+    "source_path",
+    "string_data",
+    "structure_digest",
+    "tensor_chunks",
+    "tensor_digest",
+    "tensor_window",
+]

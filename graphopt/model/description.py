@@ -1,0 +1,89 @@
+"""What a model is from outside: copies, interface, size, and what graphopt has noted in it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graphopt.model.saving import SOURCE_KEY
+from graphopt.model.tensors import (
+    all_tensors,
+    string_data,
+    tensor_identity,
+)
+
+_PREFIX = "graphopt."
+
+
+def clone_model(model: ir.Model) -> ir.Model:
+    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
+def source_path(model: ir.Model) -> Path | None:
+    """The file the model was opened from, if any."""
+    source = model.meta.get(SOURCE_KEY)
+    return Path(source) if source else None
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """One input or output. A dim is an int, a symbol, or None when nothing is known."""
+
+    name: str
+    dtype: str  #: e.g. "FLOAT", or the whole type for sequences and optionals
+    dims: tuple[int | str | None, ...] | None  #: None: not even the rank is known
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model's callers rely on."""
+
+    inputs: tuple[ValueInfo, ...]  #: those a caller must give
+    outputs: tuple[ValueInfo, ...]
+    defaults: tuple[ValueInfo, ...] = ()  #: inputs with an initializer, which a caller may leave out
+
+
+def signature(model: ir.Model) -> Signature:
+    """Names, types and dims of the inputs and outputs, in order."""
+    required = [v for v in model.graph.inputs if not v.is_initializer()]
+    optional = [v for v in model.graph.inputs if v.is_initializer()]
+    return Signature(
+        tuple(map(_describe, required)), tuple(map(_describe, model.graph.outputs)), tuple(map(_describe, optional))
+    )
+
+
+def _describe(value: ir.Value) -> ValueInfo:
+    dims = tuple(d if isinstance(d, int) else d.value for d in value.shape) if value.shape is not None else None
+    plain = isinstance(value.type, ir.TensorType)
+    return ValueInfo(value.name or "", value.type.dtype.name if plain and value.type else str(value.type), dims)
+
+
+def model_bytes(model: ir.Model) -> int:
+    """Bytes of all weights (initializers and tensors in attributes, all scopes); a shared tensor counts once."""
+    sizes: dict[tuple[object, ...], int] = {}
+    for tensor in all_tensors(model):
+        string = tensor.dtype is ir.DataType.STRING
+        sizes[tensor_identity(tensor)] = sum(map(len, string_data(tensor))) if string else tensor.nbytes
+    return sum(sizes.values())
+
+
+def file_digest(path: Path | str) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(model: ir.Model) -> dict[str, str]:
+    """What graphopt has noted in the model: the ``graphopt.*`` metadata, without the prefix."""
+    return {k.removeprefix(_PREFIX): v for k, v in model.metadata_props.items() if k.startswith(_PREFIX)}
+
+
+def set_provenance(model: ir.Model, key: str, value: str) -> None:
+    """Note ``value`` under ``graphopt.<key>`` in the model's metadata."""
+    model.metadata_props[_PREFIX + key] = value
