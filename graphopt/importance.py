@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.axes import Group, Touch
+from graphopt.errors import PassError
 from graphopt.transform import PassContext
 
 CONTRACTIONS = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")})
@@ -104,11 +105,14 @@ class Moments:
 def collect_moments(
     model: ir.Model, ctx: PassContext, values: Iterable[str], *, split: str = "calibration"
 ) -> dict[str, Moments]:
-    """Moments over the last axis of each named value."""
+    """Moments over the last axis of each named value. Raises PassError for one that is not finite."""
     found: dict[str, Moments] = {}
     for batch in ctx.observe(model, list(values), split=split):
         for name, array in batch.items():
             found.setdefault(name, Moments(array.shape[-1])).add(array)
+    for name, moments in found.items():
+        if not np.isfinite(moments.gram).all():
+            raise PassError(f"{name!r} is not finite on the {split} inputs; give inputs on which the model is")
     return found
 
 

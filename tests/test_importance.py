@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.errors import PassError
 from graphopt.importance import (
     Curve,
     Moments,
@@ -216,3 +217,14 @@ def test_a_dent_in_a_curve_is_crossed_as_a_whole():
     stops = [[0, 1, 2, 3]] * 2
     assert allocate([dented, plain], [1.0, 1.0], 3, stops) == [3, 0]
     assert allocate([dented, plain], [1.0, 1.0], 0, stops) == [0, 0]
+
+
+def test_inputs_that_are_not_finite_are_refused_by_name():
+    class Broken(FakeContext):
+        def observe(self, model, values, *, split="calibration", limit=None):
+            for batch in super().observe(model, values, split=split, limit=limit):
+                yield {name: np.full_like(array, np.nan) for name, array in batch.items()}
+
+    model = text_model("(float[B, 4] x) => (float[B, 3] y)", "W[4,3]", "y = MatMul(x, W)")
+    with pytest.raises(PassError, match="'x' is not finite on the calibration inputs"):
+        collect_moments(model, Broken(model), ["x"])

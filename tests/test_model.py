@@ -17,7 +17,6 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt import model as model_module
 from graphopt.errors import ModelError
 from graphopt.model import (
     FileTensor,
@@ -25,6 +24,7 @@ from graphopt.model import (
     digest,
     model_bytes,
     open_model,
+    opening,
     provenance,
     save_model,
     set_provenance,
@@ -89,7 +89,7 @@ def test_saving_leaves_no_orphan_bytes_when_repeated(tmp_path: Path) -> None:
 def test_large_file_keeps_its_weights_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(wide(), tmp_path / "in.onnx")
     plain = open_model(path)
-    monkeypatch.setattr(model_module, "_LAZY_ABOVE", 0)
+    monkeypatch.setattr(opening, "_LAZY_ABOVE", 0)
     lazy = open_model(path)
     tensor = lazy.graph.initializers["w"].const_value
     assert isinstance(tensor, FileTensor)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from graphopt.errors import UsageError
 from graphopt.pipeline.expression import format_passes, parse_passes
+from graphopt.runtime.provider import known_targets
 
 
 class _Part(BaseModel):
@@ -99,6 +100,13 @@ class Recipe(_Part):
             return [{"name": name, "params": params} for name, params in parse_passes(value)]
         if not isinstance(value, Sequence):
             raise ValueError("expected a list of passes or 'name(key=value),...'")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str | None) -> str | None:
+        if value is not None and value not in known_targets():
+            raise ValueError(f"unknown target; known: {', '.join(known_targets())}")
         return value
 
     @classmethod

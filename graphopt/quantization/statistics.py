@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import PassError
 from graphopt.transform import PassContext
 
 BINS = 2048
@@ -83,19 +84,29 @@ def observe(
     split: str = "calibration",
     limit: int | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Named values of the main graph, batch by batch; in several runs over the split when they are wide altogether."""
+    """Named values of the main graph, batch by batch; in several runs over the split when they are wide altogether.
+
+    Raises PassError for a value that is not finite.
+    """
     names: list[str] = []
     total = 0
     for name, width in widths.items():
         if names and total + width > _WIDEST:
             for batch in ctx.observe(model, names, split=split, limit=limit):
-                yield from batch.items()
+                yield from _finite(batch, split)
             names, total = [], 0
         names.append(name)
         total += width
     if names:
         for batch in ctx.observe(model, names, split=split, limit=limit):
-            yield from batch.items()
+            yield from _finite(batch, split)
+
+
+def _finite(batch: Mapping[str, np.ndarray], split: str) -> Iterator[tuple[str, np.ndarray]]:
+    for name, array in batch.items():
+        if not np.isfinite(array).all():
+            raise PassError(f"{name!r} is not finite on the {split} inputs; give inputs on which the model is")
+        yield name, array
 
 
 def collect_channels(model: ir.Model, ctx: PassContext, widths: Mapping[str, int]) -> dict[str, ChannelStatistics]:

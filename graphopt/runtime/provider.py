@@ -99,6 +99,14 @@ def cpu_name() -> str:
     return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
+CPU_TARGETS = ("cpu-vnni", "cpu-avx2", "cpu-arm64")
+
+
+def known_targets() -> tuple[str, ...]:
+    """Every name ``default_target`` may return: kernel families of the CPU, else the provider's name."""
+    return (*CPU_TARGETS, *(name for name in PROVIDERS if name not in ("cpu", "tensorrt")))
+
+
 def default_target(provider: str = "cpu") -> str:
     """The family of kernels to optimise for: "cpu-vnni", "cpu-avx2", "cpu-arm64", or the provider's own name."""
     key = provider.lower()

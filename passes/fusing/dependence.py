@@ -1,7 +1,8 @@
 """Which shapes depend on what the inputs hold, and not only on their sizes.
 
 Sizes are measured at two assignments of the dynamic dims. A size that was 4 both times is 4 for good, unless it came
-out of the data: the number of non-zeros, or a shape that the caller hands in as a tensor. Nothing is concluded from those.
+out of the data: the number of non-zeros, or a shape that the caller hands in as a tensor. Nothing is concluded from
+those.
 """
 
 from __future__ import annotations

@@ -129,3 +129,8 @@ def test_schema_accepts_and_knows_parameters():
     assert "cleanup" in schema["$defs"]
     assert "fold_limit" in schema["$defs"]["cleanup"]["properties"]
     json.dumps(schema)
+
+
+def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"unknown target; known: cpu-vnni"):
+        Recipe.make({"passes": "cleanup", "target": "nonsense"})
