@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, UsageError
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.session import Session
 
@@ -61,13 +61,21 @@ def _name(value: ir.Value | str) -> str:
     return name
 
 
-def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
+def measure_shapes(model: ir.Model, *, provider: str = "cpu", sizes: Mapping[str, int] | None = None) -> ShapeTable:
     """Run ``model`` at both assignments and record every main-graph value's shape.
 
-    Raises ModelError when ONNX Runtime cannot run the model.
+    With ``sizes`` it runs once, at these sizes of the named dynamic dims: enough to count work at them, but then
+    nothing tells static from dynamic.
+
+    Raises ModelError when ONNX Runtime cannot run the model, UsageError for a dim that it does not have.
     """
     dims = symbolic_dims(model)
-    chosen = tuple(dict(zip(dims, _enough(sizes, len(dims)), strict=True)) for sizes in ASSIGNMENTS)
+    chosen = tuple(dict(zip(dims, _enough(primes, len(dims)), strict=True)) for primes in ASSIGNMENTS)
+    if sizes is not None:
+        unknown = [name for name in sizes if name not in dims]
+        if unknown:
+            raise UsageError(f"no dynamic dim {unknown[0]!r}; this model has: {', '.join(dims) or 'none'}")
+        chosen = ({**chosen[0], **sizes},)
     names = [
         out.name
         for node in model.graph
@@ -78,24 +86,24 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu") -> ShapeTable:
     ]
     fed = _computed_from_inputs(model)
     session = Session(model, provider=provider, optimize=False, outputs=names)
-    sizes: dict[str, list[tuple[int, ...]]] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
     contents: dict[str, list[np.ndarray]] = {}
     for assignment in chosen:
         feed = synthetic_feed(model, assignment, seed=0)
         for name, array in {**feed, **session.run(feed)}.items():
             if not isinstance(array, np.ndarray):
                 continue  # sequences and maps have no axes
-            sizes.setdefault(name, []).append(array.shape)
+            shapes.setdefault(name, []).append(array.shape)
             if array.dtype.kind in "iu" and array.size <= SMALL and name not in fed:
                 contents.setdefault(name, []).append(array)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
             raise ModelError(f"initializer {name!r} has no data")
-        sizes[name] = [tuple(tensor.shape.numpy())] * len(chosen)
+        shapes[name] = [tuple(tensor.shape.numpy())] * len(chosen)
         if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and name not in fed:
             contents[name] = [tensor.numpy()] * len(chosen)
-    complete = {n: tuple(s) for n, s in sizes.items() if len(s) == len(chosen) and len({len(x) for x in s}) == 1}
+    complete = {n: tuple(s) for n, s in shapes.items() if len(s) == len(chosen) and len({len(x) for x in s}) == 1}
     kept = {n: tuple(c) for n, c in contents.items() if len(c) == len(chosen)}
     return ShapeTable(chosen, complete, kept)
 

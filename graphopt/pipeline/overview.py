@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import onnx_ir as ir
 from pydantic import BaseModel, Field
 
 from graphopt.analysis.axes import Group
 from graphopt.analysis.blocks import Layer
+from graphopt.analysis.cost import count_cost
+from graphopt.analysis.shapes import measure_shapes
 from graphopt.analysis.view import GraphView
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, UsageError
+from graphopt.interop import NoMeasurements
 from graphopt.model import digest, open_model, signature
 from graphopt.pipeline.attempt import RejectedError, attempt
 from graphopt.pipeline.facts import model_facts, stored_files
 from graphopt.pipeline.registry import discover
 from graphopt.pipeline.result import ModelFacts
 from graphopt.runtime.provider import resolve_provider
-from graphopt.transform import PassContext
 
 
 class Interface(BaseModel):
@@ -84,10 +85,13 @@ class Overview(BaseModel):
     notes: list[str] = Field(default_factory=list)
 
 
-def inspect_model(path: Path, *, provider: str = "cpu") -> Overview:
+def inspect_model(path: Path, *, provider: str = "cpu", sizes: Mapping[str, int] | None = None) -> Overview:
     """Describe a model as passes see it: after ``cleanup``. What needs a run is left out, with a note, if none works.
 
-    Raises ModelError when the file cannot be read, MissingDependencyError for a provider that is not there.
+    ``sizes`` of dynamic dims, by name, are what multiply-accumulates are counted at.
+
+    Raises ModelError when the file cannot be read, MissingDependencyError for a provider that is not there, UsageError
+    for a dim that the model does not have.
     """
     resolve_provider(provider)
     opened = open_model(path)
@@ -102,8 +106,10 @@ def inspect_model(path: Path, *, provider: str = "cpu") -> Overview:
     layers = view.structure.layers
     of_layer = {node: layer.index for layer in layers for node in layer.nodes}
     try:
-        _count(view, layers, overview)
+        _count(view, layers, overview, sizes)
         _group(view, of_layer, overview)
+    except UsageError:
+        raise
     except GraphoptError as error:
         overview.notes.append(f"groups and multiply-accumulates need a run, and none works here: {error}")
         overview.layers = [_layer(layer, 0) for layer in layers]
@@ -114,17 +120,19 @@ def _cleaned(model: ir.Model, overview: Overview) -> ir.Model:
     registry = discover()
     if "cleanup" not in registry.names:
         return model
-    context = cast(PassContext, _NoContext())
     try:
-        edited = attempt(registry.build("cleanup", {}), model, digest(model), signature(model), context)
+        edited = attempt(registry.build("cleanup", {}), model, digest(model), signature(model), NoMeasurements(model))
     except (RejectedError, GraphoptError) as error:
         overview.notes.append(f"shown as it is in the file, because cleanup failed: {error}")
         return model
     return edited.model
 
 
-def _count(view: GraphView, layers: Sequence[Layer], overview: Overview) -> None:
+def _count(view: GraphView, layers: Sequence[Layer], overview: Overview, sizes: Mapping[str, int] | None) -> None:
     table = view.cost
+    if sizes:
+        shapes = measure_shapes(view.model, provider=view.provider, sizes=sizes)
+        table = count_cost(view.model, shapes, structure=view.structure)
     overview.macs_at = dict(table.assignments[0]) if table.assignments else {}
     overview.roles = [
         RoleFacts(
@@ -179,13 +187,3 @@ def _layer(layer: Layer, parameters: int) -> LayerFacts:
 
 def _listed(dims: tuple[int | str | None, ...] | None) -> list[int | str | None] | None:
     return None if dims is None else list(dims)
-
-
-class _NoContext:
-    """For ``cleanup``, which measures nothing."""
-
-    provider = "cpu"
-    target = "cpu"
-    seed = 0
-    has_data = False
-    can_run = False

@@ -84,6 +84,17 @@ def test_no_validate_runs_nothing_and_says_so(call, mlp, tmp_path):
     assert "not validated" in out
 
 
+def test_inspect_counts_work_at_the_sizes_asked_for(call, mlp):
+    facts = json.loads(call("inspect", mlp, "--json")[1])
+    (dim,) = facts["macs_at"]
+    larger = json.loads(call("inspect", mlp, "--size", f"{dim}=100", "--json")[1])
+    assert larger["macs_at"] == {dim: 100}
+    per_row = sum(r["macs"] for r in facts["roles"]) / facts["macs_at"][dim]
+    assert sum(r["macs"] for r in larger["roles"]) == 100 * per_row > 0
+    assert call("inspect", mlp, "--size", "nobody=3")[0] == 2
+    assert call("inspect", mlp, "--size", dim)[0] == 2
+
+
 def test_inspect_compare_bench_passes_schema(call, mlp, tmp_path):
     call("optimize", mlp, "-p", "cleanup", "-o", tmp_path / "o.onnx", "-q")
     code, out, _ = call("inspect", mlp)
