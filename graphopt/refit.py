@@ -14,11 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.errors import PassError
 from graphopt.importance import Consumer, Moments, attribute, ridged
 from graphopt.transform import PassContext
 
 #: Ridge strengths tried, as a share of the mean diagonal of the inputs' covariance; held-out inputs choose.
 RIDGES = (1e-6, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+HELD_OUT = 5  #: every fifth calibration sample judges the candidates, and is then fitted too
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,6 +68,13 @@ class Pairs:
         self.xy += x.T @ y
         self.yy += float(np.einsum("tn,tn->", y, y, dtype=np.float64))
 
+    def __add__(self, other: Pairs) -> Pairs:
+        """The moments of both sets of rows."""
+        both = Pairs(len(self.x), len(self.y))
+        for name in ("count", "x", "y", "xx", "xy", "yy"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """``Cov(x, x)`` and ``Cov(x, y)``."""
         n = max(self.count, 1)
@@ -99,33 +108,34 @@ def refit_from_moments(consumer: Consumer, moments: Moments, removed: np.ndarray
     return Patch(consumer.node.name or "", np.asarray(weight), np.asarray(shift), "refit")
 
 
-def gather_pairs(
-    original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, split: str, limit: int | None = None
-) -> Pairs | None:
+def gather_pairs(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site) -> tuple[Pairs, Pairs]:
     """Inputs of one contraction in ``rewritten`` with the outputs that the same one has in ``original``.
 
+    One run over the calibration split gives both the rows to fit and, every ``HELD_OUT``-th sample, rows to judge by.
     Where the output joins a residual stream, the target makes up for that stream's own error as well:
     ``y = output_original + skip_original - skip_rewritten``. What the contraction itself adds to its product (a Gemm's
     third operand) stays as it is, so it is not part of the target.
+
+    Raises PassError when the split is empty or the values are not finite.
     """
     skips = [site.skip] if site.skip else []
     wanted = [site.activation, *skips, *([site.output] if site.adds else [])]
-    start = _weight_of(rewritten, site.node) if site.adds else None
-    pairs: Pairs | None = None
-    for before, after in zip(
-        ctx.observe(original, [site.output, *skips], split=split, limit=limit),
-        ctx.observe(rewritten, wanted, split=split, limit=limit),
-        strict=True,
-    ):
+    start = _weight_of(rewritten, site.node)
+    fit, judge = (Pairs(*start.shape) for _ in range(2))
+    seen = 0
+    for before, after in zip(ctx.observe(original, [site.output, *skips]), ctx.observe(rewritten, wanted), strict=True):
         x, y = after[site.activation], before[site.output]
         if site.skip:
             y = np.broadcast_to(y + (before[site.skip] - after[site.skip]), y.shape)
-        if start is not None:
+        if site.adds:
             y = y - (after[site.output] - x @ start)
-        if pairs is None:
-            pairs = Pairs(x.shape[-1], y.shape[-1])
-        pairs.add(x, y)
-    return pairs
+        held = np.arange(seen, seen + len(x)) % HELD_OUT == HELD_OUT - 1
+        fit.add(x[~held], y[~held])
+        judge.add(x[held], y[held])
+        seen += len(x)
+    if not seen or not np.isfinite(fit.yy + judge.yy):
+        raise PassError(f"{site.node}: no finite inputs to refit on")
+    return fit, judge if judge.count else fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,23 +268,20 @@ def refit_sites(
 
 
 def _best_patch(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, refit: bool) -> Patch | None:
-    train = gather_pairs(original, rewritten, ctx, site, "calibration")
-    held_out = gather_pairs(original, rewritten, ctx, site, "selection")
-    if train is None or held_out is None:
-        return None
+    fit, judge = gather_pairs(original, rewritten, ctx, site)
+    everything = fit + judge if judge is not fit else fit
     start = _weight_of(rewritten, site.node)
-    as_sliced = held_out.error(start, np.zeros(start.shape[1]))
-
-    def patch(W: np.ndarray, method: str) -> Patch:
-        shift = train.shift(W)
-        errors = (as_sliced, held_out.error(W, shift))
-        return Patch(site.node, None if W is start else W, shift, method, errors)
-
-    candidates = [patch(start, "mean fold")]
+    as_sliced = judge.error(start, np.zeros(start.shape[1]))
+    fold = Patch(
+        site.node, None, everything.shift(start), "mean fold", (as_sliced, judge.error(start, fit.shift(start)))
+    )
     if refit:
-        candidates += [patch(solve(train, start, ridge), f"refit (ridge {ridge:g})") for ridge in RIDGES]
-    best = min(candidates, key=lambda p: p.errors[1])
-    return best if best.errors[1] < as_sliced else None
+        errors = {ridge: judge.error(W := solve(fit, start, ridge), fit.shift(W)) for ridge in RIDGES}
+        ridge = min(errors, key=errors.__getitem__)
+        if errors[ridge] < min(fold.errors):
+            W = solve(everything, start, ridge)
+            return Patch(site.node, W, everything.shift(W), f"refit (ridge {ridge:g})", (as_sliced, errors[ridge]))
+    return fold if fold.errors[1] < as_sliced else None
 
 
 def _weight_of(model: ir.Model, node_name: str) -> np.ndarray:

@@ -12,7 +12,17 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import GraphoptError
 from graphopt.model import clone_model
-from graphopt.passes.fusing import activation, attention, biases, contrib, heads, normalisation, reshapes, residual
+from graphopt.passes.fusing import (
+    activation,
+    attention,
+    biases,
+    contrib,
+    dims,
+    heads,
+    normalisation,
+    reshapes,
+    residual,
+)
 from graphopt.passes.fusing.dependence import trace
 from graphopt.passes.fusing.opset import obstacle, raise_opset
 from graphopt.passes.fusing.work import Work
@@ -23,8 +33,16 @@ AttentionForm = Literal["operator", "parts"]
 
 _COMMON = (reshapes.rewrite, residual.take_apart, normalisation.rewrite, activation.rewrite)
 _STEPS: dict[AttentionForm, tuple[Callable[[Work], int], ...]] = {
-    "operator": (contrib.rewrite, *_COMMON, attention.rewrite, heads.rewrite, biases.rewrite, residual.rewrite),
-    "parts": (*_COMMON, residual.rewrite),
+    "operator": (
+        contrib.rewrite,
+        *_COMMON,
+        attention.rewrite,
+        heads.rewrite,
+        biases.rewrite,
+        residual.rewrite,
+        dims.rewrite,
+    ),
+    "parts": (*_COMMON, residual.rewrite, dims.rewrite),
 }
 
 

@@ -118,8 +118,9 @@ def test_the_target_makes_up_for_the_streams_own_error():
     model = residual()
     ctx = FakeContext(model)
     sliced = rebuilt(model, {"neurons.1": [0, 1, 2, 3]}, slice_units)
-    pairs = gather_pairs(model, sliced, ctx, Site.of(node(model, "p")), "calibration")
-    assert pairs is not None
+    fit, judge = gather_pairs(model, sliced, ctx, Site.of(node(model, "p")))
+    assert 0 < judge.count < fit.count
+    pairs = fit + judge
     total, count = np.zeros(8), 0
     for before, after in zip(ctx.observe(model, ["p", "r"]), ctx.observe(sliced, ["r"]), strict=True):
         target = before["p"] + before["r"] - after["r"]
@@ -134,8 +135,8 @@ def test_the_untouched_model_needs_no_patch(build):
     model = build()
     ctx = FakeContext(model)
     (consumer,) = consumers(analyse(model).prunable[0])
-    pairs = gather_pairs(model, model, ctx, Site.of(consumer.node), "selection")
-    assert pairs is not None
+    fit, judge = gather_pairs(model, model, ctx, Site.of(consumer.node))
+    pairs = fit + judge
     scale = pairs.yy / pairs.count
     assert pairs.error(consumer.matrix(), np.zeros(consumer.matrix().shape[1])) <= 1e-5 * scale
     np.testing.assert_allclose(pairs.shift(consumer.matrix()), 0, atol=1e-4)

@@ -799,6 +799,17 @@ def test_a_target_that_comes_out_of_the_data_stays(body: str) -> None:
     assert fuse(model, attention="parts")[1].empty
 
 
+@pytest.mark.parametrize(("operator", "sizes"), [("com.microsoft.BiasGelu", [None, 6]), ("Add", ["N", 6])])
+def test_symbolic_sizes_inside_the_graph_are_forgotten_with_a_rewrite(operator: str, sizes: list[int | None]) -> None:
+    body = f"a = Neg(x) b = {operator}(a, b0) y = Neg(b)"
+    model = parse(f"agraph (float[N, 6] x) => (float[N, 6] y) {{ {body} }}", 20, {"b0": NORM["b"]})
+    model.graph[0].outputs[0].shape = ir.Shape(["N", 6])
+    result, plan = fuse(model, attention="parts")
+    assert result.graph[0].outputs[0].shape == ir.Shape(sizes)
+    assert result.graph.outputs[0].shape == ir.Shape(["N", 6])
+    assert plan.empty == (operator == "Add")
+
+
 def test_raising_the_opset_moves_axes_and_counts_outputs() -> None:
     model = parse(
         f"""agraph (float[B, L, {H * D}] q, float[B, L, {H * D}] k, float[B, L, {H * D}] v, float[B, 1, L, L] mask)
