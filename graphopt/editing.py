@@ -16,33 +16,34 @@ def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
     return model.graph.all_nodes()
 
 
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs nested directly in ``node``'s attributes."""
+    found: list[ir.Graph] = []
+    for attr in node.attributes.values():
+        if attr.is_ref():
+            continue
+        if attr.type is ir.AttributeType.GRAPH:
+            found.append(attr.as_graph())
+        elif attr.type is ir.AttributeType.GRAPHS:
+            found.extend(attr.as_graphs())
+    return found
+
+
 def all_graphs(model: ir.Model) -> list[ir.Graph]:
     """The main graph and every nested body; function bodies are not among them (they are inlined on opening)."""
     graphs = [model.graph]
     for graph in graphs:
         for node in graph:
-            for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type is ir.AttributeType.GRAPH:
-                    graphs.append(attr.as_graph())
-                elif attr.type is ir.AttributeType.GRAPHS:
-                    graphs.extend(attr.as_graphs())
+            graphs.extend(bodies(node))
     return graphs
 
 
 def _remove(graph: ir.Graph, node: ir.Node) -> None:
     """Remove ``node``, and first what is in its bodies: their reads would keep outer values alive for ever."""
-    for attr in node.attributes.values():
-        bodies: Sequence[ir.Graph] = ()
-        if not attr.is_ref() and attr.type is ir.AttributeType.GRAPH:
-            bodies = [attr.as_graph()]
-        elif not attr.is_ref() and attr.type is ir.AttributeType.GRAPHS:
-            bodies = attr.as_graphs()
-        for body in bodies:
-            body.outputs.clear()
-            for inner in reversed(list(body)):
-                _remove(body, inner)
+    for body in bodies(node):
+        body.outputs.clear()
+        for inner in reversed(list(body)):
+            _remove(body, inner)
     graph.remove(node, safe=True)
 
 

@@ -13,6 +13,7 @@ from graphopt.analysis.blocks import Structure, find_structure
 from graphopt.analysis.cost_roles import RoleFinder
 from graphopt.analysis.dataflow import INDEX_TYPES, Kind, captures, nested_graphs, trace
 from graphopt.analysis.macs import Operands, Sizes, UnknownSizeError, count_macs
+from graphopt.editing import bodies
 
 #: Inputs that hold scales and zero points: bytes of the file, but not parameters.
 _QUANTIZATION_INPUTS: dict[str, tuple[int, ...]] = {
@@ -243,7 +244,7 @@ def _is_measured_scale(value: ir.Value | None) -> bool:
 
 
 def _has_body(node: ir.Node) -> bool:
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    return bool(bodies(node))
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from graphopt.editing import bodies
+
 CONTRIB = "com.microsoft"
 
 #: Input positions at which each operator takes its weights. A node bears weight when one of these is a constant.
@@ -175,13 +177,7 @@ def nested_graphs(model: ir.Model) -> list[tuple[ir.Graph, ir.Node | None]]:
     found: list[tuple[ir.Graph, ir.Node | None]] = [(model.graph, None)]
     for graph, _ in found:
         for node in graph:
-            for attr in node.attributes.values():
-                if attr.is_ref():
-                    continue
-                if attr.type is ir.AttributeType.GRAPH:
-                    found.append((attr.as_graph(), node))
-                elif attr.type is ir.AttributeType.GRAPHS:
-                    found.extend((body, node) for body in attr.as_graphs())
+            found.extend((body, node) for body in bodies(node))
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.editing import bodies
 from graphopt.errors import ModelError, UsageError
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.session import Session
@@ -114,8 +115,7 @@ def _computed_from_inputs(model: ir.Model) -> set[str]:
     for node in model.graph:
         if node.op_type in ("Shape", "Size") and not node.domain:
             continue
-        nested = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        if nested or any(v is not None and v.name in found for v in node.inputs):
+        if bodies(node) or any(v is not None and v.name in found for v in node.inputs):
             found.update(v.name for v in node.outputs if v.name)
     return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import all_graphs
+from graphopt.editing import all_graphs, bodies
 from graphopt.errors import ModelError
 from graphopt.model import Signature, clone_model, signature
 
@@ -73,19 +73,6 @@ def scope_fault(model: ir.Model) -> str:
             if not define(value, graph):
                 return f"two values are called {value.name!r}"
     return ""
-
-
-def bodies(node: ir.Node) -> list[ir.Graph]:
-    """The graphs nested directly in ``node``'s attributes."""
-    found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type is ir.AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type is ir.AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
-    return found
 
 
 def checker_fault(model: ir.Model) -> str:

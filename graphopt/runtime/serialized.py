@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.editing import bodies
 from graphopt.errors import ModelError, UsageError
 from graphopt.model import FileTensor
 
@@ -183,26 +184,16 @@ def _drop_unused_weights(graph: ir.Graph) -> None:
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
     """Every value a node reads, those its bodies take from outside included."""
     yield from (v for v in node.inputs if v is not None)
-    for body in _bodies(node):
+    for body in bodies(node):
         yield from body.outputs
         for inner in body:
             yield from _reads(inner)
 
 
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type is ir.AttributeType.GRAPH:
-            yield attr.as_graph()
-        elif attr.type is ir.AttributeType.GRAPHS:
-            yield from attr.as_graphs()
-
-
 def _hoist(copy: ir.Model) -> None:
     """Move big weights of bodies and big Constant nodes to the main graph, where they can stay out of the proto."""
     main = copy.graph
-    bodies: list[ir.Graph] = []
+    inner: list[ir.Graph] = []
     stack = [(main, 0)]
     while stack:
         graph, depth = stack.pop()
@@ -211,23 +202,23 @@ def _hoist(copy: ir.Model) -> None:
                 f"ONNX Runtime cannot run model {main.name!r}: bodies nested deeper than {_MAX_BODY_DEPTH} levels"
             )
         if graph is not main:
-            bodies.append(graph)
-        stack.extend((body, depth + 1) for node in graph for body in _bodies(node))
+            inner.append(graph)
+        stack.extend((body, depth + 1) for node in graph for body in bodies(node))
     taken: Counter[str] | None = None
 
     def is_free(name: str) -> bool:
         nonlocal taken
         if taken is None:
-            taken = Counter(_all_names(main, bodies))
+            taken = Counter(_all_names(main, inner))
         return taken[name] == 1
 
-    for body in bodies:
+    for body in inner:
         for name, value in list(body.initializers.items()):
             movable = not value.is_graph_output() and not value.is_graph_input() and is_free(name)
             if movable and value.const_value is not None and value.const_value.nbytes >= INLINE_BYTES:
                 del body.initializers[name]
                 main.register_initializer(value)
-    for graph in (main, *bodies):
+    for graph in (main, *inner):
         for node in list(graph):
             if node.op_type != "Constant" or node.domain or "value" not in node.attributes:
                 continue
@@ -245,8 +236,8 @@ def _hoist(copy: ir.Model) -> None:
             main.register_initializer(value)
 
 
-def _all_names(main: ir.Graph, bodies: Sequence[ir.Graph]) -> Iterator[str]:
-    for graph in (main, *bodies):
+def _all_names(main: ir.Graph, inner: Sequence[ir.Graph]) -> Iterator[str]:
+    for graph in (main, *inner):
         yield from {v.name for v in graph.inputs if v.name} | set(graph.initializers)
         for node in graph:
             yield from (v.name for v in node.outputs if v.name)

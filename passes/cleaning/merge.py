@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, bodies
 from graphopt.model import attribute_bytes, tensor_chunks
 
 # Same inputs, different results; quantization nodes stay apart because runtimes match them in units of one consumer.
@@ -35,10 +35,10 @@ def _merge(editor: GraphEditor, graph: ir.Graph, outer: list[dict[Key, ir.Node]]
     scopes = [here, *outer]
     count = 0
     for node in list(graph):
-        bodies = _bodies(node)
-        for body in bodies:
+        nested = bodies(node)
+        for body in nested:
             count += _merge(editor, body, scopes)
-        key = None if bodies else _key(node)
+        key = None if nested else _key(node)
         if key is None:
             continue
         twin = next((scope[key] for scope in scopes if key in scope), None)
@@ -65,18 +65,6 @@ def _interchangeable(node: ir.Node, twin: ir.Node) -> bool:
         if mine.is_graph_output() and (other.is_graph_output() or other.graph is not mine.graph):
             return False
     return True
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type is ir.AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type is ir.AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
-    return found
 
 
 def _key(node: ir.Node) -> Key | None:

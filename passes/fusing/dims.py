@@ -1,9 +1,9 @@
 """Symbolic sizes of values inside the graph  ->  unknown ones, so that ONNX Runtime reuses memory while it is hot.
 
-Where two values are declared to have the same symbolic sizes, ONNX Runtime's planner shares one buffer between them ahead
-of time, and takes the one that has been free the longest. Without the names it takes memory when it runs, and then gets
-what was freed last, which is still in the cache. The names say nothing else: sizes of inputs and outputs stay, and so
-do numbers (``benchmarks/probes/symbolic_dims.py``).
+Where two values are declared to have the same symbolic sizes, ONNX Runtime's planner shares one buffer between them
+ahead of time, and takes the one that has been free the longest. Without the names it takes memory when it runs, and then
+gets what was freed last, which is still in the cache. The names say nothing else: sizes of inputs and outputs stay, and
+so do numbers (``benchmarks/probes/symbolic_dims.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from graphopt.passes.fusing.work import Work
 
 
 def rewrite(work: Work) -> int:
-    """Forget the symbolic sizes of all values but inputs and outputs, if anything else was rewritten. Returns how many."""
+    """Forget the symbolic sizes of inner values, if anything else was rewritten. Returns how many."""
     if not work.changes:
         return 0
     count = 0
