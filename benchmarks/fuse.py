@@ -4,8 +4,8 @@
     python -m benchmarks.fuse exports
 
 Optimises every export of the folder, then times all results, and with ``--originals`` the exports too, in one
-interleaved run. Every latency is relative to the fastest result at that shape; exports that pool are compared with
-exports that pool, because they do more work.
+interleaved run. Every latency is relative to the fastest result of all at that shape, although exports that pool do a
+little more than those that do not.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def main() -> int:
     report.details["timings"] = {
         name: {measuring.column(shape): vars(t) for shape, t in found.items()} for name, found in timings.items()
     }
+    fastest = [min(timings[name][shape].ratio for name in errors) for shape in measuring.SHAPES]
     for name, error in errors.items():
-        rivals = [other for other in errors if ("pooled" in other) == ("pooled" in name)]
-        fastest = [min(timings[other][shape].ratio for other in rivals) for shape in measuring.SHAPES]
         ratios = [timings[name][s].ratio / best for s, best in zip(measuring.SHAPES, fastest, strict=True)]
         cells = [round(ratio, 3) for ratio in ratios]
         was = []

@@ -122,7 +122,7 @@ class Int8(Pass[Int8Config]):
         """The draft of the mode asked for; for ``auto`` the faster one here that is good enough."""
         mode, ctx = self.config.mode, drafter.ctx
         if not drafter.measurable:
-            why = "no data" if ctx.can_run else "the model cannot be run here"
+            why = "the model cannot be run here" if ctx.has_data else "no data"
             notes = [f"{why}: dynamic, outlier channels not balanced, no site kept float for its error"]
             if mode == "static":
                 notes.append("mode=static needs data to calibrate on; dynamic is used instead")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.model.tensors import FileTensor, tensor_chunks, tensor_identity
+from graphopt.model.tensors import FileTensor, all_tensors, tensor_chunks, tensor_identity
 
 _CACHE_KEY = "graphopt.sha256"
 
+_PIECE = 1 << 20  #: bytes read and hashed at once
 Content = Callable[[ir.TensorProtocol], bytes]
 
 
@@ -23,8 +26,15 @@ def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
         known: bytes = meta[_CACHE_KEY]
         return known
     sha = hashlib.sha256(f"{tensor.dtype.name}{tuple(tensor.shape.numpy())}".encode())
-    for chunk in tensor_chunks(tensor):
-        sha.update(chunk)
+    if isinstance(tensor, FileTensor):
+        piece = memoryview(bytearray(min(_PIECE, tensor.nbytes)))
+        for at in range(0, tensor.nbytes, _PIECE):
+            window = piece[: min(_PIECE, tensor.nbytes - at)]
+            tensor.file.read_into(window, (tensor.offset or 0) + at)
+            sha.update(window)
+    else:
+        for chunk in tensor_chunks(tensor):
+            sha.update(chunk)
     if meta is not None:
         meta[_CACHE_KEY] = sha.digest()
     return sha.digest()
@@ -37,6 +47,9 @@ def digest(model: ir.Model) -> str:
     doc strings, metadata and inferred shapes. Two equal initializers count as two: sharing them changes the digest.
     """
     known: dict[int, bytes] = {}
+    on_disk = [tensor for tensor in all_tensors(model) if isinstance(tensor, FileTensor)]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing and reading run outside Python's lock
+        known.update(zip(map(id, on_disk), pool.map(tensor_digest, on_disk), strict=True))
 
     def content(tensor: ir.TensorProtocol) -> bytes:
         if id(tensor) not in known:

@@ -44,6 +44,12 @@ class DataFile:
             raise OSError(f"{self.path}: the file ended at byte {offset + len(data)}, it has been changed while in use")
         return data
 
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset``; a buffer used again and again stays in the cache."""
+        count = os.preadv(self._fd, [buffer], offset)
+        if count != len(buffer):
+            raise OSError(f"{self.path}: the file ended at byte {offset + count}, it has been changed while in use")
+
     def __del__(self) -> None:
         fd, self._fd = getattr(self, "_fd", -1), -1
         if fd >= 0:

@@ -1,8 +1,8 @@
 """Symbolic sizes of values inside the graph  ->  unknown ones, so that ONNX Runtime reuses memory while it is hot.
 
 Where two values are declared to have the same symbolic sizes, ONNX Runtime's planner shares one buffer between them
-ahead of time, and takes the one that has been free the longest. Without the names it takes memory when it runs, and then
-gets what was freed last, which is still in the cache. The names say nothing else: sizes of inputs and outputs stay, and
+ahead of time, and takes the one that has been free the longest. Without the names it takes memory when it runs, and
+then gets what was freed last, which is still in the cache. The names say nothing else: sizes of inputs and outputs stay, and
 so do numbers (``benchmarks/probes/symbolic_dims.py``).
 """
 
