@@ -124,7 +124,8 @@ def pruned(path: Path, before: tuple[Group, ...]) -> tuple[str, str, float]:
         return f"{step.status}: {step.reason}", "nothing", 0.0
     said = {group.name: group.size for group in before}
     for change in step.changes:
-        said[change.site.split(" ")[0]] = int(change.after.split(" ")[0])
+        if change.before[0].isdigit():  # the others are refits
+            said[change.site.split(" ")[0]] = int(change.after.split(" ")[0])
     after = GraphView(result.model).axes.by_role("heads", "neurons")
     left = {group.name: group.size for group in after}
     for role in ("heads", "neurons"):  # the last unit of a group is an axis of one, which the analysis does not list

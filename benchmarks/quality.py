@@ -33,7 +33,7 @@ def left(result: Result) -> str:
     step = result.passes[-1]
     if not step.status.kept:
         return f"{step.status}: {step.reason}"
-    sizes = [(int(c.before.split(" ")[0]), int(c.after.split(" ")[0])) for c in step.changes]
+    sizes = [(int(c.before.split(" ")[0]), int(c.after.split(" ")[0])) for c in step.changes if c.before[0].isdigit()]
     return f"-{sum(before - after for before, after in sizes)} in {len(sizes)} groups"
 
 

@@ -1,9 +1,9 @@
-"""Symbolic sizes of values inside the graph  ->  unknown ones, so that ONNX Runtime reuses memory while it is hot.
+"""Symbolic sizes of values inside the graph  ->  unknown ones, which ONNX Runtime runs faster.
 
-Where two values are declared to have the same symbolic sizes, ONNX Runtime's planner shares one buffer between them
-ahead of time, and takes the one that has been free the longest. Without the names it takes memory when it runs, and
-then gets what was freed last, which is still in the cache. The names say nothing else: sizes of inputs and outputs stay, and
-so do numbers (``benchmarks/probes/symbolic_dims.py``).
+Where two values are declared to have the same symbolic sizes, ONNX Runtime plans one buffer for both ahead of time.
+Measured, it runs up to 4 % slower so than when it finds memory as it goes, and never faster; the likely reason is that
+what was freed last is still in the cache (``benchmarks/probes/symbolic_dims.py``). Nothing else is lost: inputs and
+outputs keep their sizes, and so do numbers inside.
 """
 
 from __future__ import annotations

@@ -109,8 +109,9 @@ class Work:
     def weight(self, hint: str, array: np.ndarray) -> ir.Value:
         """A new initializer; equal small ones made by earlier calls are used again."""
         key = (array.dtype.str, array.shape, array.tobytes()) if array.nbytes <= 1024 else None
-        if key is not None and key in self._pool:
-            return self._pool[key]
+        pooled = self._pool.get(key) if key is not None else None
+        if pooled is not None and self.model.graph.initializers.get(pooled.name or "") is pooled:
+            return pooled  # still there: what nothing reads is dropped between rewrites
         value = self.editor.add_initializer(hint, array)
         self.note(value, (tuple(array.shape),) * (len(self.shapes.assignments) if self.shapes is not None else 1))
         if key is not None:
