@@ -95,7 +95,8 @@ def test_sdist_holds_sources_and_licence(built: Path) -> None:
 
 
 def test_imports_point_one_way() -> None:
-    result = subprocess.run(["lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
