@@ -48,10 +48,10 @@ def encoder(folder: Path, gigabytes: float) -> Path:
 
 
 class Costs:
-    """Runs commands and notes what they took."""
+    """Runs commands and notes what they took; with ``only``, those whose labels contain one of its words."""
 
-    def __init__(self, scratch: Path, report: measuring.Report) -> None:
-        self.scratch, self.report = scratch, report
+    def __init__(self, scratch: Path, report: measuring.Report, only: Sequence[str] = ()) -> None:
+        self.scratch, self.report, self.only = scratch, report, only
 
     def row(
         self,
@@ -63,6 +63,8 @@ class Costs:
         peak: float | None = None,
     ) -> None:
         """One command; its limits, where it has any, become verdicts. ``peak`` is in bytes."""
+        if self.only and not any(word in label for word in self.only):
+            return
         log = self.scratch / "cost.log"
         used = measuring.child(command, log)
         size, left = measuring.size_of(source), self._clear()
@@ -100,12 +102,13 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path, help="default: the reference model's")
     parser.add_argument("--big", type=Path, required=True, help="folder for the big encoders, 4 GB")
     parser.add_argument("--rivals", type=Path, help="python of an environment with onnxscript, onnxsim, onnxslim")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="rows whose labels contain one of these")
     parser.add_argument("--skip-huge", action="store_true", help="leave the 2.5 GB model out")
     arguments = parser.parse_args()
     arguments.big.mkdir(parents=True, exist_ok=True)
     columns = ("command", "input MB", "output MB", "seconds", "cpu s", "peak GB", "exit")
     report = measuring.Report("Time and memory of optimize", columns)
-    costs = Costs(arguments.big, report)
+    costs = Costs(arguments.big, report, arguments.only)
     tokenizer = arguments.tokenizer
     if tokenizer is None:
         from graphopt.exporters.minilm import tokenizer_path

@@ -112,7 +112,8 @@ def inc_static(source: Path, target: Path, data: Sentences) -> None:
         def rewind(self) -> None:
             data.rewind()
 
-    choices = {"calibration_sampling_size": len(data), "per_channel": True, "quant_format": QuantFormat.QOperator}
+    # Its default, QOperator, costs this model 25 points and more; QDQ is its better form.
+    choices = {"calibration_sampling_size": len(data), "per_channel": True, "quant_format": QuantFormat.QDQ}
     quantize(source, target, config.StaticQuantConfig(Reader(), **choices))
 
 
