@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import onnx_ir as ir
@@ -14,10 +15,12 @@ from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
+from graphopt.runtime.profile import node_seconds
 
 SLOWER = 1.05  #: a step counts as slower beyond this ratio, in two measurements
 _ROUNDS, _BUDGET = 9, 2.5  #: rounds, and seconds for one table, when a pass or a step is judged
 _FINAL_ROUNDS, _FINAL_BUDGET = 20, 6.0  #: for the table in the report
+_PROFILE_RUNS, _PROFILE_WARMUP, _PROFILE_BUDGET = 7, 2, 6.0  #: of each shape, when nodes are timed one by one
 _SLOW = 0.5  #: seconds of one run of the original, beyond which a shape is left to the final table
 
 
@@ -51,14 +54,7 @@ class Stopwatch:
     ) -> LatencyTable:
         """All figures; ratios refer to the first model."""
         sessions = {name: runs.session for name, runs in models.items()}
-        with self._talk.progress("timing", rounds * len(feeds)) as bar:
-            done = 0
-
-            def advance(count: int, _: int) -> None:
-                nonlocal done
-                bar.advance(count - done)
-                done = count
-
+        with self._advancing("timing", rounds * len(feeds)) as advance:
             return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
 
     def seconds(self, models: Mapping[str, ModelRuns], *, rounds: int | None = None) -> dict[str, float]:
@@ -67,6 +63,35 @@ class Stopwatch:
             return {}
         table = self.table(models, self.quick_feeds, rounds=rounds or _ROUNDS, budget=_BUDGET)
         return {name: table.median(name) for name in models}
+
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        """Seconds of each node by name, as ``graphopt.runtime.profile`` measures them."""
+        options, feeds = self._original.options, self.quick_feeds
+        with self._advancing("timing nodes", (_PROFILE_RUNS + _PROFILE_WARMUP) * len(feeds)) as advance:
+            return node_seconds(
+                model,
+                feeds,
+                provider=options.provider,
+                threads=options.threads,
+                runs=_PROFILE_RUNS,
+                warmup=_PROFILE_WARMUP,
+                budget_seconds=_PROFILE_BUDGET,
+                progress=advance,
+            )
+
+    @contextmanager
+    def _advancing(self, label: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar that is told how much is done of how much; what was planned less scales to ``total``."""
+        with self._talk.progress(label, total) as bar:
+            shown = 0
+
+            def advance(done: int, planned: int) -> None:
+                nonlocal shown
+                reached = total * done // max(planned, 1)
+                bar.advance(reached - shown)
+                shown = reached
+
+            yield advance
 
     def step(self, original: ModelRuns, before: ModelRuns, after: ModelRuns) -> tuple[float, float]:
         """``after`` against the original and against ``before``; of a slow-down, the better of two tries counts."""
