@@ -160,18 +160,15 @@ def test_an_unknown_op_freezes_what_it_touches_and_is_reported():
     assert summary(axes) == [("neurons", 5, ("W3.1", "W4.0"))]
 
 
-def test_values_that_a_body_reads_are_frozen_with_the_reason():
+def test_values_that_a_closed_body_reads_are_frozen_with_the_reason():
+    """What SequenceMap gives to its body is not analysed."""
     body = """h = MatMul(x, W1)
         a = Relu(h)
-        flag = ReduceMax <keepdims = 0> (mask)
-        on = Cast <to = 9> (flag)
-        y = If (on) <
-            then_branch = yes () => (float[B,S,8] t) { t = MatMul(a, W2) },
-            else_branch = no () => (float[B,S,8] e) { m = MatMul(a, W2) e = Neg(m) }
-        >"""
-    signature = "(float[B,S,8] x, float[B,S] mask) => (float[B,S,8] y)"
-    axes = analyse(text_model(signature, MLP, body))
-    assert any("read inside a nested body by MatMul" in r for r in frozen(axes, "W1.1"))
+        s = SequenceConstruct(x, x)
+        m = SequenceMap (s) <body = each (float[B,S,8] e) => (float[B,S,8] r) { p = MatMul(a, W2) r = Add(e, p) }>
+        y = SequenceAt(m, zero)"""
+    axes = analyse(text_model(HIDDEN, MLP, body, ints="zero = [0]"))
+    assert any("read inside a body of SequenceMap" in r for r in frozen(axes, "W1.1"))
     assert not axes.prunable
 
 

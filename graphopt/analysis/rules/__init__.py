@@ -3,7 +3,16 @@
 ``RULES`` maps ``(domain, op_type)`` to a rule. An op without a rule freezes every axis it touches and is reported.
 """
 
-from graphopt.analysis.rules import attention, elementwise, indexing, linear, normalization, quantization, shaping
+from graphopt.analysis.rules import (
+    attention,
+    control,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    quantization,
+    shaping,
+)
 from graphopt.analysis.rules.context import RULES, NodeAxes, Rule, rule
 
 __all__ = [
@@ -11,6 +20,7 @@ __all__ = [
     "NodeAxes",
     "Rule",
     "attention",
+    "control",
     "elementwise",
     "indexing",
     "linear",

@@ -73,6 +73,7 @@ class Facts:
     """Everything the rules of one graph collect."""
 
     shapes: ShapeTable
+    opset: int = 13  #: version of the standard operators that the model imports
     outputs: dict[ir.Value, list[Atom]] = field(default_factory=dict)  #: axes of values that are no initializers
     uses: dict[tuple[ir.Node, int], list[Atom]] = field(default_factory=dict)  #: each use of an initializer is its own
     sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
@@ -142,10 +143,8 @@ class NodeAxes:
 
     @property
     def opset(self) -> int:
-        """Version of the standard operators that the model imports."""
-        graph = self.node.graph
-        imports = graph.opset_imports if isinstance(graph, ir.Graph) else {}
-        return self.node.version or imports.get("", 13)
+        """Version of the standard operators that the node is of."""
+        return self.node.version or self.facts.opset
 
     def attr(self, name: str, default: Any = None) -> Any:
         found = self.node.attributes.get(name)
