@@ -19,12 +19,14 @@ from graphopt.model.hashing import attribute_bytes, digest, structure_digest, te
 from graphopt.model.names import make_names_unique
 from graphopt.model.opening import is_standard_op, open_model
 from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
+from graphopt.model.spilling import SpillFolder
 from graphopt.model.tensors import FileTensor, all_tensors, string_data, tensor_chunks, tensor_window
 
 __all__ = [
     "EXTERNAL_ABOVE",
     "FileTensor",
     "Signature",
+    "SpillFolder",
     "ValueInfo",
     "all_tensors",
     "attribute_bytes",

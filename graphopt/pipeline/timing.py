@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -13,7 +13,7 @@ from graphopt.pipeline.inputs import Feed
 from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Silent, Talk
-from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
+from graphopt.runtime.latency import LatencyTable, time_in_turns, time_models, timing_feeds
 
 SLOWER = 1.05  #: a step counts as slower beyond this ratio, in two measurements
 _ROUNDS, _BUDGET = 9, 2.5  #: rounds, and seconds for one table, when a pass or a step is judged
@@ -50,7 +50,7 @@ class Stopwatch:
         self, models: Mapping[str, ModelRuns], feeds: Mapping[str, Feed], *, rounds: int, budget: float
     ) -> LatencyTable:
         """All figures; ratios refer to the first model."""
-        sessions = {name: runs.session for name, runs in models.items()}
+        together = self._original.sessions.fit([runs.model for runs in models.values()])
         with self._talk.progress("timing", rounds * len(feeds)) as bar:
             done = 0
 
@@ -59,7 +59,11 @@ class Stopwatch:
                 bar.advance(count - done)
                 done = count
 
-            return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
+            if together:
+                sessions = {name: runs.session for name, runs in models.items()}
+                return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
+            openers = {name: partial(getattr, runs, "session") for name, runs in models.items()}
+            return time_in_turns(openers, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
 
     def seconds(self, models: Mapping[str, ModelRuns], *, rounds: int | None = None) -> dict[str, float]:
         """Median seconds, geometric mean over the shapes."""
