@@ -27,9 +27,13 @@ ROLES: tuple[tuple[Event, str], ...] = (
     (Event.HEADS, "heads"),
     (Event.SCORES, "query-key"),
     (Event.CONTEXT, "value"),
+    (Event.EXPERTS, "experts"),
     (Event.NORMALIZED, "hidden"),
+    (Event.RECURRENT, "units"),
     (Event.WEIGHTED, "neurons"),
 )
+#: Events that add members up: a class without any reaches the output one by one.
+CONTRACTED = frozenset({Event.WEIGHTED, Event.RECURRENT, Event.SCORES, Event.CONTEXT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +248,7 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
             reasons.append(str(error))
         if not any(_is_weight(t.value) for t in found):
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
-        if not happened & {Event.WEIGHTED, Event.SCORES, Event.CONTEXT} and not reasons:
+        if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
         number = counts.get(role, 0)
         counts[role] = number + 1

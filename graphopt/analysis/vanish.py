@@ -56,7 +56,17 @@ ZERO_POINTS: dict[tuple[str, int], int] = {
     ("MatMulIntegerToFloat", 1): 5,
     ("DynamicQuantizeMatMul", 1): 3,
     ("QLinearMatMul", 3): 5,
+    ("DynamicQuantizeLSTM", 1): 9,
+    ("DynamicQuantizeLSTM", 2): 11,
 }
+#: Which of their activations make the next state of recurrent ops (the others are gates), of how many.
+CANDIDATES: dict[str, tuple[tuple[int, ...], int]] = {
+    "LSTM": ((1, 2), 3),
+    "DynamicQuantizeLSTM": ((1, 2), 3),
+    "GRU": ((1,), 2),
+    "RNN": ((0,), 1),
+}
+ODD = ops("tanh relu leakyrelu thresholdedrelu scaledtanh elu softsign")  #: activations of theirs with f(0) = 0
 #: Weights that divide: left alone by a mask, since zero over zero is no zero.
 DIVISORS = frozenset({("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0), ("QuantizeLinear", 1)})
 
@@ -87,6 +97,7 @@ def settle_sums(graph: ir.Graph, facts: Facts) -> None:
         vanishing = NONE.union(
             *(zeros.of(summed.node, i) for i in summed.inputs if i < len(summed.node.inputs) and summed.node.inputs[i])
         )
+        vanishing |= NONE.union(*(zeros.made(summed.node.outputs[i]) for i in summed.outputs))
         for leaf in dict.fromkeys(leaves(summed.axis)):
             if leaf.static and not leaf.trivial and leaf not in vanishing:
                 freeze(leaf, f"added up by {label}, where it does not vanish with its weights")
@@ -131,6 +142,10 @@ class _Zeros:
             return self._known.get(value, NONE)
         zeros = _leaves(axes) if maskable(node, index) else NONE
         return zeros | {ALL} if self._is_zero(value) else zeros
+
+    def made(self, value: ir.Value) -> Zeros:
+        """Of the output of a node."""
+        return self._known.get(value, NONE)
 
     def _set(self, values: Iterable[ir.Value], zeros: Zeros) -> None:
         for value in values:
@@ -181,7 +196,19 @@ class _Zeros:
             return self.of(node, 0) & (self._or_zero(node, 2, self.of(node, 0)) if 2 in given else self.of(node, 0))
         if kind in ("Attention", "MultiHeadAttention", "GroupQueryAttention"):
             return self._attention(node, given)
+        if kind in CANDIDATES:
+            return self._recurrent(node, given)
         return self.of(node, 0) if kind in KEEPS_ZERO else NONE
+
+    def _recurrent(self, node: ir.Node, given: list[int]) -> Zeros:
+        """A unit that starts at zero, and whose candidate for the next state is f(0) = 0, stays there."""
+        if not _candidates_keep_zero(node):
+            return NONE
+        zeros = self.of(node, 1) & self.of(node, 2)
+        for i in (3, 5, 6):
+            if i in given:
+                zeros &= self._or_zero(node, i, zeros)
+        return zeros
 
     def _attention(self, node: ir.Node, given: list[int]) -> Zeros:
         """Zero where the values are."""
@@ -242,6 +269,13 @@ def _contents(node: ir.Node, index: int) -> np.ndarray | None:
     if value is None or value.const_value is None or value.const_value.size > 64 or value.is_graph_input():
         return None
     return value.const_value.numpy()
+
+
+def _candidates_keep_zero(node: ir.Node) -> bool:
+    attribute = node.attributes.get("activations")
+    places, count = CANDIDATES[node.op_type]
+    named = attribute.as_strings() if attribute is not None else []
+    return all(name.lower() in ODD for i, name in enumerate(named) if i % count in places)
 
 
 def _fills_with_zero(node: ir.Node) -> bool:

@@ -185,7 +185,7 @@ def test_weights_that_a_body_shares_are_copied():
         y = Add(o, b)"""
     signature = "(float[B,S,8] x, float[B,S] mask) => (float[B,S,8] y)"
     model = text_model(signature, MLP, body)
-    assert summary(check_every_group(model)) == [("neurons", 6, ("W1.1", "W2.0"))]
+    assert summary(check_every_group(model)) == [("neurons", 6, ("W1.1", "W2.0"))] * 2
 
 
 def test_a_weight_that_may_be_fed_is_frozen():

@@ -11,6 +11,7 @@ from graphopt.analysis.rules import (
     linear,
     normalization,
     quantization,
+    recurrent,
     shaping,
 )
 from graphopt.analysis.rules.context import RULES, NodeAxes, Rule, rule
@@ -26,6 +27,7 @@ __all__ = [
     "linear",
     "normalization",
     "quantization",
+    "recurrent",
     "rule",
     "shaping",
 ]

@@ -31,8 +31,10 @@ class Event(enum.StrEnum):
     HEADS = "heads"  #: carried through an attention's softmax
     SCORES = "query-key"  #: contracted between two activations that make attention scores
     CONTEXT = "value"  #: free axis of the values that attention averages
-    WEIGHTED = "weighted"  #: contracted with a weight
+    EXPERTS = "experts"  #: tells apart the matrices of a bank that each token picks from
     NORMALIZED = "normalized"
+    RECURRENT = "recurrent"  #: hidden units of an LSTM, GRU or RNN
+    WEIGHTED = "weighted"  #: contracted with a weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,15 @@ class SizeAttribute:
 
 @dataclass(frozen=True, slots=True)
 class Summed:
-    """Members of ``axis`` are added up (or share a range) at ``node``: each must be zero in one of ``inputs`` to go."""
+    """Members of ``axis`` are added up (or share a range) at ``node``: each must be zero in one of ``inputs`` to go.
+
+    Or in one of ``outputs``, for an axis that never leaves the node.
+    """
 
     node: ir.Node
     axis: Atom
     inputs: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -200,6 +206,10 @@ class NodeAxes:
     def summed(self, axis: Atom, *inputs: int) -> None:
         """Members of ``axis`` are added up over these inputs' product."""
         self.facts.summed.append(Summed(self.node, axis, inputs))
+
+    def vanishes(self, axis: Atom, *outputs: int) -> None:
+        """Members of ``axis`` share a range inside the node: each must be zero in these outputs to go."""
+        self.facts.summed.append(Summed(self.node, axis, (), outputs))
 
     def product(self, *parts: Atom) -> Atom:
         return product(parts, self.count)
