@@ -17,6 +17,7 @@ from graphopt.analysis.atoms import Atom, coordinates, find, freeze, leaves
 from graphopt.analysis.nested import entered
 from graphopt.analysis.rules import RULES, NodeAxes
 from graphopt.analysis.rules.context import Event, Facts
+from graphopt.analysis.rules.mixed import mixed_reason
 from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.sizes import settle_sizes
 from graphopt.analysis.vanish import settle_sums
@@ -164,6 +165,10 @@ def _closed_bodies(nodes: Iterable[ir.Node], shapes: ShapeTable) -> dict[ir.Grap
 def _apply_rule(node: ir.Node, facts: Facts) -> None:
     context = NodeAxes(node, facts)
     found = RULES.get((node.domain, node.op_type))
+    mixed = mixed_reason(node.domain, node.op_type) if found is None else None
+    if mixed is not None:
+        _freeze_node(node, context, f"{context.label} is mixed: {mixed}")
+        return
     if found is None:
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         facts.unknown[kind] = facts.unknown.get(kind, 0) + 1

@@ -133,6 +133,12 @@ FROZEN = {
         {},
         "added up by DynamicQuantizeLinear 'DynamicQuantizeLinear_q'",
     ),
+    "picked along": (
+        "i = ArgMax <axis = -1, keepdims = 1> (h)\ng = GatherElements <axis = -1> (h, i)\na = Add(h, g)",
+        {},
+        "indexed by GatherElements",
+    ),
+    "the best members": ("t, i = TopK <axis = -1> (h, k)\na = Mul(h, t)", {"ints": "k = 1"}, "sorted by TopK 'TopK_t'"),
     "a random draw": ("a = RandomNormalLike(h)", {}, "drawn at random by RandomNormalLike"),
 }
 
@@ -264,6 +270,24 @@ PASSES = {
     "the last member added": (
         "p = Gather <axis = -1> (h, i)\na = Add(h, p)",
         {"ints": "i = -1"},
+    ),
+    "rows picked for each column": (
+        "i = ArgMax <axis = 1, keepdims = 1> (h)\na = GatherElements <axis = 1> (h, i)",
+        {},
+    ),
+    "rows scattered over": (
+        "i = ArgMax <axis = 1, keepdims = 1> (h)\nm = ReduceMax <keepdims = 1> (h, one)\n"
+        "a = ScatterElements <axis = 1> (h, i, m)",
+        {"ints": "one = 1"},
+    ),
+    "the best rows": ("a, i = TopK <axis = 1> (h, one)", {"ints": "one = 1"}),
+    "positions by tuples": (
+        "t = Unsqueeze(h, zero)\na = GatherND <batch_dims = 1> (t, where)",
+        {"ints": "zero = 0", "signature": "(float[2,S,8] x, int64[1,4,2] where) => (float[1,4,8] y)"},
+    ),
+    "rows in another order": (
+        "t = Transpose <perm = [1, 0, 2]> (h)\nr = ReverseSequence(t, lengths)\na = Transpose <perm = [1, 0, 2]> (r)",
+        {"signature": "(float[2,S,8] x) => (float[2,S,8] y)", "ints": "lengths = 1 1"},
     ),
     "allowzero": ("a = Reshape <allowzero = 1> (h, s)", {"ints": "s = -1 5 6", "signature": HIDDEN.replace("S", "5")}),
     "the size doubled and halved": (

@@ -1,4 +1,4 @@
-"""Axes through If, Loop and Scan: units that live in bodies, cross their boundaries or go round, and what freezes them."""
+"""Axes through If, Loop and Scan: units that live in bodies, cross their boundaries or go round."""
 
 from __future__ import annotations
 
@@ -231,7 +231,8 @@ def test_scan_over_positions(direction):
 def test_the_scanned_axis_is_counted():
     body = """h = MatMul(x, W1)
         last, all = Scan (zero, h) <
-            num_scan_inputs = 1, scan_input_axes = [2], body = step (float s, float[B,S] p) => (float t, float[B,S] o) { t = Identity(s) o = Tanh(p) }
+            num_scan_inputs = 1, scan_input_axes = [2],
+            body = step (float s, float[B,S] p) => (float t, float[B,S] o) { t = Identity(s) o = Tanh(p) }
         >
         b = Transpose <perm = [1, 2, 0]> (all)
         y = MatMul(b, W2)"""

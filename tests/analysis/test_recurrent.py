@@ -78,9 +78,7 @@ def test_both_final_states_are_read():
         s = Add(Yh, Yc)
         o = MatMul(s, V)
         y = Squeeze(o, zero)"""
-    model = text_model(
-        "(float[S,B,8] x) => (float[B,3] y)", "E[8,6] W[1,20,6] R[1,20,5] V[5,3]", body, ints="zero = 0"
-    )
+    model = text_model("(float[S,B,8] x) => (float[B,3] y)", "E[8,6] W[1,20,6] R[1,20,5] V[5,3]", body, ints="zero = 0")
     assert [g.role for g in check_every_group(model).prunable] == ["neurons", "units"]
 
 

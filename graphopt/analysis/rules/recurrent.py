@@ -29,7 +29,7 @@ def recurrent(node: NodeAxes) -> None:
 
 @rule("DynamicQuantizeLSTM", domain=MICROSOFT)
 def quantized_lstm(node: NodeAxes) -> None:
-    """LSTM with ``W[dirs, I, 4 * H]`` and ``R[dirs, H, 4 * H]`` in integers; input and state are quantized as they come.
+    """LSTM with ``W[dirs, I, 4 * H]`` and ``R[dirs, H, 4 * H]`` in integers; input and state are quantized inside.
 
     One scale serves all units of the state, so a unit that leaves must be zero in it: as it is when it starts at zero.
     """
