@@ -96,6 +96,11 @@ class PipelineContext:
         self._demand_runs()
         return self._stopwatch.seconds({name: self._runs_of(model) for name, model in models.items()}, rounds=rounds)
 
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        """Measured seconds of each node of the main graph, over the timing shapes."""
+        self._demand_runs()
+        return self._stopwatch.node_seconds(model)
+
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         self._demand_runs()
