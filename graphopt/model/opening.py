@@ -23,6 +23,7 @@ from graphopt.model.tensors import (
     attribute_tensors,
     tensor_from_bytes,
 )
+from graphopt.model.upgrading import upgraded
 from graphopt.model.wire import WireError, looks_truncated, read_skeleton
 
 _LAZY_ABOVE = 256 << 20  #: bytes; weights inside larger .onnx files stay in the file
@@ -57,6 +58,8 @@ def _open(file: Path) -> ir.Model:
     proto, windows = _parse(data)
     folders = [os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))]
     check_proto(proto, folders, windows)
+    windows_by_name = {proto.graph.initializer[i].name: (data, *window) for i, window in windows.items()}
+    proto = upgraded(proto)
     try:
         model = ir.from_proto(proto)
         _normalise(model)
@@ -69,7 +72,6 @@ def _open(file: Path) -> ir.Model:
         NotImplementedError,
     ) as error:
         raise DefectError(f"it cannot be represented ({_innermost(error)}); export the model again") from error
-    windows_by_name = {proto.graph.initializer[i].name: (data, *window) for i, window in windows.items()}
     _leave_on_disk(model, folders[0], windows_by_name)
     model.meta[SOURCE_KEY] = os.path.abspath(file)
     make_names_unique(model)
