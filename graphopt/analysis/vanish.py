@@ -50,6 +50,9 @@ MULTIPLIES: dict[str, tuple[int, ...]] = {
     "ConvTransposeWithDynamicPads": (0, 1),
     "ConvInteger": (0, 1),
     "QLinearConv": (0, 3),
+    "QLinearMul": (0, 3),
+    "QGemm": (0, 3),
+    "MatMulNBits": (0, 2),
     "BatchNormalization": (1,),
     "InstanceNormalization": (1,),
     "GroupNormalization": (1,),
@@ -66,6 +69,8 @@ ADDENDS: dict[str, tuple[int, ...]] = {
     "ConvTranspose": (2,),
     "ConvTransposeWithDynamicPads": (3,),
     "QLinearConv": (8,),
+    "QGemm": (6,),
+    "MatMulNBits": (5,),
     "BatchNormalization": (2,),
     "InstanceNormalization": (2,),
     "GroupNormalization": (2,),
@@ -92,6 +97,8 @@ ZERO_POINTS: dict[tuple[str, int], ZeroPoint] = {
     ("ConvInteger", 1): ZeroPoint(3, axis=0),
     ("QLinearConv", 3): ZeroPoint(5, axis=0),
     ("QLinearConv", 8): ZeroPoint(None),
+    ("QGemm", 3): ZeroPoint(5, axis=-1),
+    ("QGemm", 6): ZeroPoint(None),
 }
 #: Weights that divide: left alone by a mask, since zero over zero is no zero.
 DIVISORS = frozenset(
@@ -118,6 +125,8 @@ def zero_point(node: ir.Node, index: int) -> np.ndarray:
         return zero.reshape(())
     attribute = node.attributes.get("axis")
     axis = where.axis if where.axis is not None else attribute.as_int() if attribute is not None else 1
+    if "transB" in node.attributes and node.attributes["transB"].as_int():  # columns are written as rows
+        axis = 0
     if zero.ndim == 1:
         return zero.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
     size = node.attributes.get("block_size")
@@ -185,6 +194,12 @@ class _Zeros:
             return NONE.union(*(self.of(node, i) for i in given))
         if kind == "Where":
             return self._all(node, [1, 2])
+        if kind == "QLinearAdd":
+            return self._all(node, [0, 3])
+        if kind == "QLinearWhere":
+            return self._all(node, [1, 4])
+        if kind == "QLinearConcat":
+            return self._all(node, list(range(2, len(node.inputs), 3)))
         if kind == "Clip":
             return self.of(node, 0) if _clip_keeps_zero(node) else NONE
         if kind == "Pad":
@@ -211,7 +226,7 @@ class _Zeros:
     def _all(self, node: ir.Node, indices: list[int]) -> Zeros:
         everything = NONE.union(*(self.of(node, i) for i in indices))
         for i in indices:
-            if node.op_type == "Concat":  # an operand without a unit does not lie where the unit is
+            if node.op_type in ("Concat", "QLinearConcat"):  # an operand without a unit does not lie where the unit is
                 everything &= self.of(node, i) | (everything - self._present(node, i))
             else:
                 everything &= self._or_zero(node, i, everything)
