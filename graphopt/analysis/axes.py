@@ -30,11 +30,13 @@ ROLES: tuple[tuple[Event, str], ...] = (
     (Event.CONTEXT, "value"),
     (Event.EXPERTS, "experts"),
     (Event.NORMALIZED, "hidden"),
+    (Event.CONVOLVED, "channels"),
+    (Event.FILTERED, "channels"),
     (Event.RECURRENT, "units"),
     (Event.WEIGHTED, "neurons"),
 )
 #: Events that add members up: a class without any reaches the output one by one.
-CONTRACTED = frozenset({Event.WEIGHTED, Event.RECURRENT, Event.SCORES, Event.CONTEXT})
+CONTRACTED = frozenset({Event.WEIGHTED, Event.CONVOLVED, Event.RECURRENT, Event.SCORES, Event.CONTEXT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +246,8 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
+        if Event.WINDOW in happened:
+            continue
         role = next((name for event, name in ROLES if event in happened), "width")
         reasons = list(leaf.reasons)
         parameters = 0

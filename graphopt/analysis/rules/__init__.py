@@ -6,13 +6,16 @@
 from graphopt.analysis.rules import (
     attention,
     control,
+    convolution,
     elementwise,
     experts,
     indexing,
     linear,
     normalization,
+    pooling,
     quantization,
     recurrent,
+    resampling,
     shaping,
 )
 from graphopt.analysis.rules.context import RULES, NodeAxes, Rule, rule
@@ -23,13 +26,16 @@ __all__ = [
     "Rule",
     "attention",
     "control",
+    "convolution",
     "elementwise",
     "experts",
     "indexing",
     "linear",
     "normalization",
+    "pooling",
     "quantization",
     "recurrent",
+    "resampling",
     "rule",
     "shaping",
 ]

@@ -33,8 +33,11 @@ class Event(enum.StrEnum):
     CONTEXT = "value"  #: free axis of the values that attention averages
     EXPERTS = "experts"  #: tells apart the matrices of a bank that each token picks from
     NORMALIZED = "normalized"
+    CONVOLVED = "convolved"  #: contracted with a convolution's weight
+    FILTERED = "filtered"  #: made by a convolution's weight
     RECURRENT = "recurrent"  #: hidden units of an LSTM, GRU or RNN
     WEIGHTED = "weighted"  #: contracted with a weight
+    WINDOW = "window"  #: how far a kernel reaches: no class of units
 
 
 @dataclass(frozen=True, slots=True)

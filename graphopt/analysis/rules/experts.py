@@ -10,7 +10,7 @@ INTERLEAVED = 1  #: ``swiglu_fusion`` that puts each neuron's gate and value nex
 
 @rule("MoE", domain=MICROSOFT)
 def mixture(node: NodeAxes) -> None:
-    """``X[..., D]``, router ``[tokens, E]``, ``W1[E, (2 *) inter, D]``, ``W2[E, D, inter]``, ``W3[E, inter, D]``.
+    """``X[..., D]`` -> ``[..., D]``, router ``[tokens, E]``, ``W1[E, (2 *) inter, D]``, ``W2[E, D, inter]``, ``W3[E, inter, D]``.
 
     Neurons of the experts (``inter``) can leave: W2 reads them with a weight of their own. An expert cannot: the
     router's softmax and its choice of the best ``k`` are made among all of them.
@@ -19,7 +19,7 @@ def mixture(node: NodeAxes) -> None:
     bank, neurons = second[0], second[2]
     node.freeze([bank], "routed by softmax and top-k")
     node.event(Event.EXPERTS, [bank])
-    node.same(x[:-1], out[:-1])
+    node.same(x, out)
     node.freeze(node.axes(1)[:1], "routed")
     unify(node.axes(1)[1], bank)
     unify(first[0], bank)
