@@ -10,7 +10,7 @@ INTERLEAVED = 1  #: ``swiglu_fusion`` that puts each neuron's gate and value nex
 
 @rule("MoE", domain=MICROSOFT)
 def mixture(node: NodeAxes) -> None:
-    """``X[..., D]`` -> ``[..., D]``, router ``[tokens, E]``, ``W1[E, (2 *) inter, D]``, ``W2[E, D, inter]``, ``W3[E, inter, D]``.
+    """``X[..., D]``, router ``[tokens, E]``, ``W1[E, (2 *) inter, D]``, ``W2[E, D, inter]``, ``W3[E, inter, D]``.
 
     Neurons of the experts (``inter``) can leave: W2 reads them with a weight of their own. An expert cannot: the
     router's softmax and its choice of the best ``k`` are made among all of them.
@@ -42,5 +42,6 @@ def _fused(node: NodeAxes, neurons: Atom) -> Atom:
         return neurons
     pair = node.atom(2)
     node.freeze([pair], "used as gate and value")
+    node.event(Event.PACKED, [pair])
     interleaved = int(node.attr("swiglu_fusion", 0)) == INTERLEAVED
     return node.product(neurons, pair) if interleaved else node.product(pair, neurons)
