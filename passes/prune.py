@@ -13,6 +13,7 @@ from pydantic import Field
 from graphopt.analysis.axes import Group, analyse_axes
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.errors import GraphoptError
 from graphopt.importance import CRITERIA, Curve, Moments, allocate, collect_moments, consumers, removal_stops
 from graphopt.lowering import Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
@@ -72,7 +73,11 @@ class Prune(Pass[PruneConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Choose units and refits; raises UsageError through the config for impossible parameters."""
-        groups = [g for g in view.axes.by_role(*self.roles) if g.name not in self.config.exclude]
+        try:
+            axes = view.axes
+        except GraphoptError as error:
+            return Plan(declined=(Declined("model", f"no sizes are known, so neither are groups: {error}"),))
+        groups = [g for g in axes.by_role(*self.roles) if g.name not in self.config.exclude]
         declined = self._declined(view)
         if not groups:
             return Plan(declined=(*declined, Declined("model", f"no prunable {' or '.join(self.roles)} were found")))

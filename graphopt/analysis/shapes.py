@@ -36,7 +36,7 @@ class ShapeTable:
     unrun: Mapping[str, str] = field(default_factory=dict)
 
     def known(self, value: ir.Value | str) -> bool:
-        return _name(value) in self._sizes
+        return (value if isinstance(value, str) else value.name) in self._sizes
 
     def sizes(self, value: ir.Value | str) -> tuple[tuple[int, ...], ...]:
         """Concrete shape at each assignment. Raises KeyError for a value that is no tensor or was not reached."""

@@ -328,21 +328,6 @@ def _contents(node: ir.Node, index: int) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
-def _candidates_keep_zero(node: ir.Node) -> bool:
-    attribute = node.attributes.get("activations")
-    places, count = CANDIDATES[node.op_type]
-    named = attribute.as_strings() if attribute is not None else []
-    return all(name.lower() in ODD for i, name in enumerate(named) if i % count in places)
-
-
-def _fills_with_zero(node: ir.Node) -> bool:
-    attribute = node.attributes.get("value")
-    if attribute is None:
-        return True
-    tensor = attribute.as_tensor()
-    return tensor.dtype.is_floating_point() and not np.any(tensor.numpy())
-
-
 def _activation(node: ir.Node) -> str:
     attribute = node.attributes.get("activation")
     return attribute.as_string() if attribute is not None and attribute.type == ir.AttributeType.STRING else ""
@@ -365,6 +350,21 @@ def _pads_with_zero(node: ir.Node) -> bool:
         return True
     contents = _contents(node, 2)
     return contents is not None and not np.any(contents)
+
+
+def _candidates_keep_zero(node: ir.Node) -> bool:
+    attribute = node.attributes.get("activations")
+    places, count = CANDIDATES[node.op_type]
+    named = attribute.as_strings() if attribute is not None else []
+    return all(name.lower() in ODD for i, name in enumerate(named) if i % count in places)
+
+
+def _fills_with_zero(node: ir.Node) -> bool:
+    attribute = node.attributes.get("value")
+    if attribute is None:
+        return True
+    tensor = attribute.as_tensor()
+    return tensor.dtype.is_floating_point() and not np.any(tensor.numpy())
 
 
 def _clip_keeps_zero(node: ir.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
-from graphopt.model import clone_model, digest, open_model, save_model
+from graphopt.model import open_model, save_model
 from graphopt.pipeline.facts import environment, model_facts
 from graphopt.pipeline.job import Setup
 from graphopt.pipeline.output import publish, staged
@@ -23,7 +23,7 @@ def finish(
     report: Result, state: State, setup: Setup, recipe: Recipe, *, target: Path | None, keep_best: bool, talk: Talk
 ) -> None:
     """Complete ``report``, and write the file when everything passed or ``keep_best`` asks for the rest."""
-    signed = clone_model(state.model)
+    signed = state.model  # private to this run
     sign(signed, input_digest=setup.digest, resolved=report.recipe, passes=report.passes)
     report.attach(signed)
     _describe_inputs(report, setup)
@@ -48,7 +48,7 @@ def _write(
         files = save_model(report.model, draft)
         again = open_model(draft)
         report.output = model_facts(again, None, files)
-        if report.output.digest != digest(report.model):
+        if report.output.digest != state.digest:
             _fail(report, "the written file does not hold the model that was checked")
         _measure(
             report, ModelRuns(draft, setup.inputs, setup.bench.original.sessions, label=str(target)), state, setup, talk

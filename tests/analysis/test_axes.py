@@ -276,10 +276,9 @@ PASSES = {
         {},
     ),
     "rows scattered over": (
-        (
-            "i = ArgMax <axis = 1, keepdims = 1> (h)\nm = ReduceMax <keepdims = 1> (h, one)\n"
-            "a = ScatterElements <axis = 1> (h, i, m)"
-        ),
+        """i = ArgMax <axis = 1, keepdims = 1> (h)
+        m = ReduceMax <keepdims = 1> (h, one)
+        a = ScatterElements <axis = 1> (h, i, m)""",
         {"ints": "one = 1"},
     ),
     "the best rows": ("a, i = TopK <axis = 1> (h, one)", {"ints": "one = 1"}),
