@@ -190,7 +190,11 @@ def test_a_quantized_lstm():
     ],
 )
 def test_torch_taggers(exporter, kind, both, batch_first, tmp_path):
-    """Two layers between an embedding and a linear one; the dynamo exporter writes their sizes into the graph."""
+    """Two layers between an embedding and a linear one.
+
+    TorchScript cuts both layers' initial states from one tensor, so they lose the same units; the dynamo exporter
+    writes sizes into the graph.
+    """
     torch = pytest.importorskip("torch")
 
     class Tagger(torch.nn.Module):
@@ -218,6 +222,8 @@ def test_torch_taggers(exporter, kind, both, batch_first, tmp_path):
     lift_constants(model)
     axes = check_every_group(model)
     assert not axes.unknown_ops
-    assert [(g.role, g.size) for g in axes.prunable if g.role == "units"] == [("units", 10)]
+    assert [(g.role, g.size) for g in axes.prunable if g.role == "units"] == [("units", 10)] * (
+        1 if exporter == "torchscript" else 2
+    )
     weights = {t.name for g in axes.by_role("units") for t in g.touches if len(t.value.shape or ()) == 3}
     assert len(weights) >= 4, "W and R of both layers"
