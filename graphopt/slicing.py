@@ -66,11 +66,10 @@ def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> Non
             uses = [(node, index) for node, index in named if maskable(node, index)]
             if not uses:
                 continue
-            array = whole.copy()
+            array = whole
             for axis, mask in masks.items():
-                zero = zero_point(*uses[0])
-                zero = zero[~mask].reshape(-1, *[1] * (array.ndim - 1)) if zero.size == len(mask) > 1 else zero
-                np.moveaxis(array, axis, 0)[~mask] = zero
+                kept = mask.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+                array = np.where(kept, array, zero_point(*uses[0]).astype(array.dtype))
             editor.set_initializer(value, array, uses=uses)
 
 

@@ -27,8 +27,12 @@ ROLES: tuple[tuple[Event, str], ...] = (
     (Event.SCORES, "query-key"),
     (Event.CONTEXT, "value"),
     (Event.NORMALIZED, "hidden"),
+    (Event.CONVOLVED, "channels"),
+    (Event.FILTERED, "channels"),
     (Event.WEIGHTED, "neurons"),
 )
+#: Events that add members up: a class without any reaches the output one by one.
+CONTRACTED = frozenset({Event.WEIGHTED, Event.CONVOLVED, Event.SCORES, Event.CONTEXT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,8 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
+        if Event.WINDOW in happened:
+            continue
         role = next((name for event, name in ROLES if event in happened), "width")
         reasons = list(leaf.reasons)
         parameters = 0
@@ -233,7 +239,7 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
             reasons.append(str(error))
         if not any(_is_weight(t.value) for t in found):
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
-        if not happened & {Event.WEIGHTED, Event.SCORES, Event.CONTEXT} and not reasons:
+        if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
         number = counts.get(role, 0)
         counts[role] = number + 1

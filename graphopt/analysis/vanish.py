@@ -7,6 +7,8 @@ always does; ``sigmoid(x W)`` does not, so two such activations multiplied with 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,11 +20,13 @@ NONE: Zeros = frozenset()
 
 #: f(0) = 0, or elements are moved, repeated or averaged without anything being added.
 KEEPS_ZERO = ops(
-    "Abs Asin Asinh Atan Atanh Bernoulli Cast CastLike Ceil Celu CumSum DequantizeLinear Div Dropout "
-    "DynamicQuantizeLinear Elu Erf Expand Flatten Floor Gather Gelu HardSwish Identity LeakyRelu Mish Mod Neg PRelu "
-    "Pad QuantizeLinear QuickGelu RMSNormalization ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum "
-    "ReduceSumSquare Relu Reshape RotaryEmbedding Round Selu Shrink Sign SimplifiedLayerNormalization Sin Sinh Slice "
-    "Softsign Split Sqrt Squeeze Swish Tan Tanh ThresholdedRelu Tile Transpose Trilu Unsqueeze"
+    "Abs Asin Asinh Atan Atanh AveragePool Bernoulli Cast CastLike Ceil Celu CropAndResize CumSum DepthToSpace "
+    "DequantizeLinear Div Dropout DynamicQuantizeLinear Elu Erf Expand Flatten Floor Gather Gelu GlobalAveragePool "
+    "GlobalLpPool GlobalMaxPool GridSample HardSwish Identity LRN LeakyRelu LpPool MaxPool MaxRoiPool MaxUnpool Mish "
+    "Mod Neg NhwcMaxPool PRelu QLinearAveragePool QLinearGlobalAveragePool QLinearLeakyRelu QuantizeLinear QuickGelu "
+    "RMSNormalization ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize "
+    "RoiAlign RotaryEmbedding Round Selu Shrink Sign SimplifiedLayerNormalization Sin Sinh Slice Softsign "
+    "SpaceToDepth Split Sqrt Squeeze Swish Tan Tanh ThresholdedRelu Tile Transpose Trilu Unsqueeze Upsample"
 )
 #: Zero where every operand is (BiasGelu and FastGelu add their bias first).
 ADDS = ops("Add Sub Sum Mean Max Min Concat BiasGelu FastGelu")
@@ -38,20 +42,61 @@ MULTIPLIES: dict[str, tuple[int, ...]] = {
     "MatMulIntegerToFloat": (0, 1),
     "DynamicQuantizeMatMul": (0, 1),
     "QLinearMatMul": (0, 3),
+    "Conv": (0, 1),
+    "FusedConv": (0, 1),
+    "NhwcConv": (0, 1),
+    "NhwcFusedConv": (0, 1),
+    "ConvTranspose": (0, 1),
+    "ConvTransposeWithDynamicPads": (0, 1),
+    "ConvInteger": (0, 1),
+    "QLinearConv": (0, 3),
+    "BatchNormalization": (1,),
+    "InstanceNormalization": (1,),
+    "GroupNormalization": (1,),
 }
 #: What MULTIPLIES adds afterwards.
-ADDENDS = {"Gemm": 2, "MatMulIntegerToFloat": 6, "DynamicQuantizeMatMul": 4}
-#: The zero points that masked integer weights are set to.
-ZERO_POINTS: dict[tuple[str, int], int] = {
-    ("DequantizeLinear", 0): 2,
-    ("MatMulInteger", 0): 2,
-    ("MatMulInteger", 1): 3,
-    ("MatMulIntegerToFloat", 1): 5,
-    ("DynamicQuantizeMatMul", 1): 3,
-    ("QLinearMatMul", 3): 5,
+ADDENDS: dict[str, tuple[int, ...]] = {
+    "Gemm": (2,),
+    "MatMulIntegerToFloat": (6,),
+    "DynamicQuantizeMatMul": (4,),
+    "Conv": (2,),
+    "FusedConv": (2, 3),
+    "NhwcConv": (2,),
+    "NhwcFusedConv": (2, 3),
+    "ConvTranspose": (2,),
+    "ConvTransposeWithDynamicPads": (3,),
+    "QLinearConv": (8,),
+    "BatchNormalization": (2,),
+    "InstanceNormalization": (2,),
+    "GroupNormalization": (2,),
+}
+#: Activations of fused ops after which zero is still zero, whatever their parameters.
+ODD_ACTIVATIONS = frozenset({"", "LeakyRelu", "Relu", "Tanh"})
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroPoint:
+    """Which input holds what a masked integer weight is set to, and the weight's axis that a vector of them lies on."""
+
+    slot: int | None  #: None where zero is written as zero
+    axis: int | None = None  #: None: the node's ``axis`` attribute
+
+
+ZERO_POINTS: dict[tuple[str, int], ZeroPoint] = {
+    ("DequantizeLinear", 0): ZeroPoint(2),
+    ("MatMulInteger", 0): ZeroPoint(2, axis=-2),
+    ("MatMulInteger", 1): ZeroPoint(3, axis=-1),
+    ("MatMulIntegerToFloat", 1): ZeroPoint(5, axis=-1),
+    ("DynamicQuantizeMatMul", 1): ZeroPoint(3, axis=-1),
+    ("QLinearMatMul", 3): ZeroPoint(5, axis=-1),
+    ("ConvInteger", 1): ZeroPoint(3, axis=0),
+    ("QLinearConv", 3): ZeroPoint(5, axis=0),
+    ("QLinearConv", 8): ZeroPoint(None),
 }
 #: Weights that divide: left alone by a mask, since zero over zero is no zero.
-DIVISORS = frozenset({("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0), ("QuantizeLinear", 1)})
+DIVISORS = frozenset(
+    {("Div", 1), ("Mod", 1), ("Reciprocal", 0), ("Log", 0), ("QuantizeLinear", 1), ("BatchNormalization", 4)}
+)
 
 
 def maskable(node: ir.Node, index: int) -> bool:
@@ -63,12 +108,22 @@ def maskable(node: ir.Node, index: int) -> bool:
 
 
 def zero_point(node: ir.Node, index: int) -> np.ndarray:
-    """What zero is written as in this use of an initializer: a scalar, or one number for each slice of some axis."""
-    slot = ZERO_POINTS.get((node.op_type, index), len(node.inputs))
-    point = node.inputs[slot] if slot < len(node.inputs) else None
-    if point is None or point.const_value is None:
+    """What zero is written as in this use of an initializer, broadcastable to the initializer's shape."""
+    weight, where = node.inputs[index], ZERO_POINTS.get((node.op_type, index), ZeroPoint(None))
+    point = node.inputs[where.slot] if where.slot is not None and where.slot < len(node.inputs) else None
+    if weight is None or weight.const_value is None or point is None or point.const_value is None:
         return np.zeros((), dtype=np.int64)
-    return point.const_value.numpy()
+    zero, shape = point.const_value.numpy(), weight.const_value.shape.numpy()
+    if zero.size == 1 or zero.ndim == 0:
+        return zero.reshape(())
+    attribute = node.attributes.get("axis")
+    axis = where.axis if where.axis is not None else attribute.as_int() if attribute is not None else 1
+    if zero.ndim == 1:
+        return zero.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    size = node.attributes.get("block_size")
+    if where.axis is None and size is not None and size.as_int() > 0:  # one for each block of neighbours
+        return np.repeat(zero, size.as_int(), axis=axis).take(range(shape[axis]), axis=axis)
+    return zero
 
 
 def settle_sums(graph: ir.Graph, facts: Facts) -> None:
@@ -122,14 +177,18 @@ class _Zeros:
             return self._all(node, given)
         if kind in MULTIPLIES:
             product = NONE.union(*(self.of(node, i) for i in MULTIPLIES[kind]))
-            addend = ADDENDS.get(kind, len(node.inputs))
-            return product if addend not in given else product & self._or_zero(node, addend, product)
+            for addend in ADDENDS.get(kind, ()):
+                if addend in given:
+                    product &= self._or_zero(node, addend, product)
+            return product if _activation(node) in ODD_ACTIVATIONS else NONE
         if kind == "Einsum":
             return NONE.union(*(self.of(node, i) for i in given))
         if kind == "Where":
             return self._all(node, [1, 2])
         if kind == "Clip":
             return self.of(node, 0) if _clip_keeps_zero(node) else NONE
+        if kind == "Pad":
+            return self.of(node, 0) if _pads_with_zero(node) else NONE
         if kind == "Pow":
             exponent = _contents(node, 1)
             return self.of(node, 0) if exponent is not None and np.all(exponent > 0) else NONE
@@ -137,7 +196,7 @@ class _Zeros:
             return self.of(node, 0) & (self._or_zero(node, 2, self.of(node, 0)) if 2 in given else self.of(node, 0))
         if kind in ("Attention", "MultiHeadAttention", "GroupQueryAttention"):
             return self._attention(node, given)
-        return self.of(node, 0) if kind in KEEPS_ZERO else NONE
+        return self.of(node, 0) if kind in KEEPS_ZERO and not _extrapolates(node) else NONE
 
     def _attention(self, node: ir.Node, given: list[int]) -> Zeros:
         """Zero where the values are."""
@@ -180,6 +239,30 @@ def _contents(node: ir.Node, index: int) -> np.ndarray | None:
     if value is None or value.const_value is None or value.const_value.size > 64 or value.is_graph_input():
         return None
     return value.const_value.numpy()
+
+
+def _activation(node: ir.Node) -> str:
+    attribute = node.attributes.get("activation")
+    return attribute.as_string() if attribute is not None and attribute.type == ir.AttributeType.STRING else ""
+
+
+def _extrapolates(node: ir.Node) -> bool:
+    """Whether places outside of the operand are filled with something else than zero."""
+    attribute = node.attributes.get("extrapolation_value")
+    return attribute is not None and attribute.as_float() != 0
+
+
+def _pads_with_zero(node: ir.Node) -> bool:
+    """Whether what a Pad adds is zero where the operand is: copies are."""
+    mode, value = (node.attributes.get(name) for name in ("mode", "value"))
+    if mode is not None and mode.as_string() != "constant":
+        return True
+    if value is not None:
+        return value.as_float() == 0
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return True
+    contents = _contents(node, 2)
+    return contents is not None and not np.any(contents)
 
 
 def _clip_keeps_zero(node: ir.Node) -> bool:

@@ -24,6 +24,7 @@ from graphopt.model.opening import is_standard_op, open_model
 from graphopt.model.operators import operator_fault
 from graphopt.model.proto import to_proto
 from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
+from graphopt.model.spilling import SpillFolder
 from graphopt.model.tensors import FileTensor, all_tensors, string_data, tensor_chunks, tensor_window
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "OpaqueType",
     "Signature",
     "SparseTensor",
+    "SpillFolder",
     "ValueInfo",
     "all_graphs",
     "all_tensors",

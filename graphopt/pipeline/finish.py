@@ -30,12 +30,12 @@ def finish(
     state.runs.close()
     if target is None:
         report.output = model_facts(signed)
-        _measure(report, ModelRuns(signed, setup.inputs, setup.bench.original.options), state, setup, talk)
+        _measure(report, ModelRuns(signed, setup.inputs, setup.bench.original.sessions), state, setup, talk)
         _check_targets(report, recipe.targets)
     else:
         _write(report, state, setup, recipe.targets, target, keep_best=keep_best, talk=talk)
     validated = setup.bench.validate
-    providers = setup.bench.original.session.providers if validated else []
+    providers = setup.bench.original.sessions.used_providers if validated else []
     report.environment = environment(providers, recipe.threads)
     report.peak_memory_bytes = peak_memory()
 
@@ -51,7 +51,7 @@ def _write(
         if report.output.digest != state.digest:
             _fail(report, "the written file does not hold the model that was checked")
         _measure(
-            report, ModelRuns(draft, setup.inputs, setup.bench.original.options, label=str(target)), state, setup, talk
+            report, ModelRuns(draft, setup.inputs, setup.bench.original.sessions, label=str(target)), state, setup, talk
         )
         _check_targets(report, targets)
         del again

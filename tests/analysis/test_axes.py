@@ -147,16 +147,16 @@ def test_frozen_with_the_reason(name):
 def test_an_unknown_op_freezes_what_it_touches_and_is_reported():
     """ONNX Runtime knows the op, the rule table does not; the branch beside it is not affected."""
     body = """h = MatMul(x, W1)
-        a = LpPool <kernel_shape = [2], pads = [0, 1]> (h)
+        a = ai.onnx.ml.Binarizer (h)
         o = MatMul(a, W2)
         g = MatMul(x, W3)
         gr = Relu(g)
         o2 = MatMul(gr, W4)
         y = Add(o, o2)"""
     axes = analyse(text_model(HIDDEN, "W1[8,6] W2[6,8] W3[8,5] W4[5,8]", body))
-    assert axes.unknown_ops == {"LpPool": 1}
-    assert frozen(axes, "W1.1")[0] == "LpPool 'LpPool_a' has no axis rule"
-    assert frozen(axes, "W2.0")[0] == "LpPool 'LpPool_a' has no axis rule"
+    assert axes.unknown_ops == {"ai.onnx.ml::Binarizer": 1}
+    assert frozen(axes, "W1.1")[0] == "Binarizer 'Binarizer_a' has no axis rule"
+    assert frozen(axes, "W2.0")[0] == "Binarizer 'Binarizer_a' has no axis rule"
     assert summary(axes) == [("neurons", 5, ("W3.1", "W4.0"))]
 
 

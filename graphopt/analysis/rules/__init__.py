@@ -3,7 +3,18 @@
 ``RULES`` maps ``(domain, op_type)`` to a rule. An op without a rule freezes every axis it touches and is reported.
 """
 
-from graphopt.analysis.rules import attention, elementwise, indexing, linear, normalization, quantization, shaping
+from graphopt.analysis.rules import (
+    attention,
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    quantization,
+    resampling,
+    shaping,
+)
 from graphopt.analysis.rules.context import RULES, NodeAxes, Rule, rule
 
 __all__ = [
@@ -11,11 +22,14 @@ __all__ = [
     "NodeAxes",
     "Rule",
     "attention",
+    "convolution",
     "elementwise",
     "indexing",
     "linear",
     "normalization",
+    "pooling",
     "quantization",
+    "resampling",
     "rule",
     "shaping",
 ]

@@ -31,8 +31,11 @@ class Event(enum.StrEnum):
     HEADS = "heads"  #: carried through an attention's softmax
     SCORES = "query-key"  #: contracted between two activations that make attention scores
     CONTEXT = "value"  #: free axis of the values that attention averages
-    WEIGHTED = "weighted"  #: contracted with a weight
     NORMALIZED = "normalized"
+    CONVOLVED = "convolved"  #: contracted with a convolution's weight
+    FILTERED = "filtered"  #: made by a convolution's weight
+    WEIGHTED = "weighted"  #: contracted with a weight
+    WINDOW = "window"  #: how far a kernel reaches: no class of units
 
 
 @dataclass(frozen=True, slots=True)
