@@ -231,7 +231,7 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
             parameters = _parameters(found, leaf)
         except ValueError as error:
             reasons.append(str(error))
-        if not any(_is_weight(t.value) for t in found):
+        if not any(is_weight(t.value) for t in found):
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
         if not happened & {Event.WEIGHTED, Event.SCORES, Event.CONTEXT} and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
@@ -240,7 +240,8 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
         yield Group(f"{role}.{number}", role, leaf.size[0], leaf, tuple(found), parameters, tuple(reasons))
 
 
-def _is_weight(value: ir.Value) -> bool:
+def is_weight(value: ir.Value) -> bool:
+    """Whether an initializer holds numbers that are learned, rather than sizes, indices or masks."""
     tensor = value.const_value
     return tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
 
@@ -249,7 +250,7 @@ def _parameters(touches: Iterable[Touch], leaf: Atom) -> int:
     counted: dict[str, int] = {}
     for touch in touches:
         tensor = touch.value.const_value
-        if tensor is None or not _is_weight(touch.value):
+        if tensor is None or not is_weight(touch.value):
             continue
         members = coordinates(touch.expression, leaf)
         share = np.count_nonzero(members >= 0) / max(len(members), 1)

@@ -14,6 +14,7 @@ from graphopt.pipeline.inputs import Feed
 from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Silent, Talk
+from graphopt.runtime.feeds import synthetic_feed
 from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
 from graphopt.runtime.profile import node_seconds
 
@@ -25,10 +26,12 @@ _SLOW = 0.5  #: seconds of one run of the original, beyond which a shape is left
 
 
 class Stopwatch:
-    """Times models on the shapes of one original."""
+    """Times models on the shapes of one original; with ``sizes`` of its dynamic dims, by name, at these alone."""
 
-    def __init__(self, original: ModelRuns, *, seed: int, talk: Talk | None = None) -> None:
-        self._original, self._seed = original, seed
+    def __init__(
+        self, original: ModelRuns, *, seed: int, talk: Talk | None = None, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        self._original, self._seed, self._sizes = original, seed, sizes
         self._talk = talk or Silent()
 
     @cached_property
@@ -36,6 +39,9 @@ class Stopwatch:
         """The timing inputs, by shape."""
         model = self._original.model
         assert isinstance(model, ir.Model)
+        if self._sizes is not None:
+            label = " ".join(f"{name}={size}" for name, size in self._sizes.items())
+            return {label: synthetic_feed(model, self._sizes, seed=self._seed, session=self._original.session)}
         return timing_feeds(model, seed=self._seed, session=self._original.session)
 
     @cached_property
