@@ -89,9 +89,9 @@ def _axes(axes: AxisAnalysis) -> Iterator[tuple[Sequence[Atom], list[Place]]]:
     for value, found in axes.facts.outputs.items():
         yield found, list(_places(value))
     for (node, index), found in axes.facts.uses.items():
-        value = node.inputs[index]
-        if value is not None:
-            yield found, [Place(_label(node), node, f"input {index}", value)]
+        read = node.inputs[index]
+        if read is not None:
+            yield found, [Place(_label(node), node, f"input {index}", read)]
 
 
 def _places(value: ir.Value) -> Iterator[Place]:

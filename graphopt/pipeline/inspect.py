@@ -73,7 +73,9 @@ def inspect_model(
     except GraphoptError as error:
         overview.notes.append(f"groups, multiply-accumulates and time need a run, and none works here: {error}")
         overview.layers = [
-            LayerFacts(index=n.index, blocks=n.summary, parameters=0, input=n.input.name or "", output=n.output.name or "")
+            LayerFacts(
+                index=n.index, blocks=n.summary, parameters=0, input=n.input.name or "", output=n.output.name or ""
+            )
             for n in view.structure.layers
         ]
     return overview

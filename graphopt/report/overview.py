@@ -69,9 +69,7 @@ def _print_layers(overview: Overview, console: Console, verbose: int) -> None:
     shown = overview.layers if verbose else overview.layers[:_LAYERS_SHOWN]
     for layer in shown:
         time = [percent(layer.time_share)] if timed else []
-        table.add_row(
-            str(layer.index), escape(layer.blocks), amount(layer.parameters), *time, escape(layer.output)
-        )
+        table.add_row(str(layer.index), escape(layer.blocks), amount(layer.parameters), *time, escape(layer.output))
     more = f", the first {len(shown)} shown (-v shows all)" if len(shown) < len(overview.layers) else ""
     print_table(console, f"{_plural(len(overview.layers), 'layer')}{more}", table)
 
