@@ -29,11 +29,12 @@ from graphopt.pipeline.overview import (
     TimingFacts,
 )
 from graphopt.pipeline.registry import discover
-from graphopt.pipeline.runs import ModelRuns, RunOptions
+from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.staging import Clock, Ledger, describe_stages
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.provider import resolve_provider
+from graphopt.runtime.sessions import Sessions
 
 
 def inspect_model(
@@ -95,7 +96,7 @@ def _cleaned(model: ir.Model, overview: Overview) -> ir.Model:
 
 def _time(view: GraphView, sizes: Mapping[str, int] | None, talk: Talk, overview: Overview) -> Clock:
     """Time every node; without one, and with a note, where the shapes that are timed do not run."""
-    runs = ModelRuns(view.model, Inputs(view.model, None), RunOptions(view.provider))
+    runs = ModelRuns(view.model, Inputs(view.model, None), Sessions(view.provider))
     watch = Stopwatch(runs, seed=0, talk=talk, sizes=sizes or None)
     try:
         clock = Clock(watch.node_seconds(view.model))
