@@ -13,7 +13,9 @@ from pydantic import Field
 from graphopt.analysis.axes import Group, analyse_axes
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.errors import GraphoptError
 from graphopt.importance import CRITERIA, Curve, Moments, allocate, collect_moments, consumers, removal_stops
+from graphopt.lowering import Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
@@ -71,7 +73,11 @@ class Prune(Pass[PruneConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Choose units and refits; raises UsageError through the config for impossible parameters."""
-        groups = [g for g in view.axes.by_role(*self.roles) if g.name not in self.config.exclude]
+        try:
+            axes = view.axes
+        except GraphoptError as error:
+            return Plan(declined=(Declined("model", f"no sizes are known, so neither are groups: {error}"),))
+        groups = [g for g in axes.by_role(*self.roles) if g.name not in self.config.exclude]
         declined = self._declined(view)
         if not groups:
             return Plan(declined=(*declined, Declined("model", f"no prunable {' or '.join(self.roles)} were found")))
@@ -160,10 +166,10 @@ class _Search:
                 "no data: units are ranked by weight magnitude and nothing is refitted, which costs several times the "
                 "quality of a data-driven choice; pass --data"
             )
-        self.moments: dict[str, Moments] = {}
+        self.moments: dict[Source, Moments] = {}
         if self.measured:
-            sites = [c.activation for found in self.consumers.values() for c in found]
-            self.moments = collect_moments(view.model, ctx, dict.fromkeys(sites))
+            readers = [c.lowering for found in self.consumers.values() for c in found]
+            self.moments = collect_moments(view.model, ctx, readers)
         self.curves = [self._curve(group, criterion) for group in groups]
         if self.measured:
             self.curves = self._scaled_by_divergence(self.curves)
@@ -189,7 +195,8 @@ class _Search:
 
     def _probe(self, group: Group, units: np.ndarray) -> ir.Model:
         """The model with one group pruned and its consumers refitted from the moments at hand."""
-        patches = [refit_from_moments(c, self.moments[c.activation], units) for c in self.consumers[group]]
+        readers = [c for c in self.consumers[group] if c.lowering.refittable]
+        patches = [refit_from_moments(c, self.moments[c.lowering.source], units) for c in readers]
         return self._built(_Decision({group.name: units}, Refit(tuple(patches), (), (0.0, 0.0))))
 
     def _built(self, decision: _Decision) -> ir.Model:
@@ -206,8 +213,9 @@ class _Search:
         decision = _Decision(removal)
         if not (removal and self.measured):
             return decision
-        nodes = {c.node for g in self.groups if g.name in removal for c in self.consumers[g]}
-        sites = [Site.of(node) for node in sorted(nodes, key=lambda n: self.order[n.name])]
+        readers = [c.lowering for g in self.groups if g.name in removal for c in self.consumers[g]]
+        refittable = {lowering.node: lowering for lowering in readers if lowering.refittable}
+        sites = [Site.of(refittable[node]) for node in sorted(refittable, key=lambda n: self.order[n.name])]
         sliced = self._built(decision)
         return _Decision(removal, refit_sites(self.view.model, sliced, self.ctx, sites, refit=self.config.refit))
 
