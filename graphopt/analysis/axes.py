@@ -246,7 +246,7 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
-        if Event.WINDOW in happened:
+        if happened & {Event.WINDOW, Event.PACKED}:
             continue
         role = next((name for event, name in ROLES if event in happened), "width")
         reasons = list(leaf.reasons)
@@ -255,7 +255,7 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
             parameters = _parameters(found, leaf)
         except ValueError as error:
             reasons.append(str(error))
-        if not any(_is_weight(t.value) for t in found):
+        if not any(is_weight(t.value) for t in found):
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
         if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
@@ -264,7 +264,8 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
         yield Group(f"{role}.{number}", role, leaf.size[0], leaf, tuple(found), parameters, tuple(reasons))
 
 
-def _is_weight(value: ir.Value) -> bool:
+def is_weight(value: ir.Value) -> bool:
+    """Whether an initializer holds numbers that are learned, rather than sizes, indices or masks."""
     tensor = value.const_value
     return tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
 
@@ -273,7 +274,7 @@ def _parameters(touches: Iterable[Touch], leaf: Atom) -> int:
     counted: dict[str, int] = {}
     for touch in touches:
         tensor = touch.value.const_value
-        if tensor is None or not _is_weight(touch.value):
+        if tensor is None or not is_weight(touch.value):
             continue
         members = coordinates(touch.expression, leaf)
         share = np.count_nonzero(members >= 0) / max(len(members), 1)

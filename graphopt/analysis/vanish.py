@@ -102,10 +102,10 @@ ZERO_POINTS: dict[tuple[str, int], ZeroPoint] = {
     ("ConvInteger", 1): ZeroPoint(3, axis=0),
     ("QLinearConv", 3): ZeroPoint(5, axis=0),
     ("QLinearConv", 8): ZeroPoint(None),
-    ("QGemm", 3): ZeroPoint(5, axis=-1),
-    ("QGemm", 6): ZeroPoint(None),
     ("DynamicQuantizeLSTM", 1): ZeroPoint(None),
     ("DynamicQuantizeLSTM", 2): ZeroPoint(None),
+    ("QGemm", 3): ZeroPoint(5, axis=-1),
+    ("QGemm", 6): ZeroPoint(None),
 }
 #: Which of their activations make the next state of recurrent ops (the others are gates), of how many.
 CANDIDATES: dict[str, tuple[tuple[int, ...], int]] = {
@@ -249,14 +249,14 @@ class _Zeros:
             return NONE.union(*(self.of(node, i) for i in given))
         if kind == "Where":
             return self._all(node, [1, 2])
+        if kind == "ConstantOfShape":
+            return frozenset({ALL}) if _fills_with_zero(node) else NONE
         if kind == "QLinearAdd":
             return self._all(node, [0, 3])
         if kind == "QLinearWhere":
             return self._all(node, [1, 4])
         if kind == "QLinearConcat":
             return self._all(node, list(range(2, len(node.inputs), 3)))
-        if kind == "ConstantOfShape":
-            return frozenset({ALL}) if _fills_with_zero(node) else NONE
         if kind == "Clip":
             return self.of(node, 0) if _clip_keeps_zero(node) else NONE
         if kind == "Pad":
