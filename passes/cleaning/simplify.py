@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 
 import onnx_ir as ir
-from onnxscript.optimizer import fold_constants_ir
 
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model, make_names_unique, structure_digest
+from graphopt.model import all_graphs, clone_model, make_names_unique, structure_digest
 from graphopt.passes.cleaning.constants import is_onnx
 
 _log = logging.getLogger(__name__)
-# Where the library's own rules, numeric folding aside, can achieve what other steps do not.
-_HANDLED = frozenset(
+# Operators whose results the library may know where other steps do not: sizes by name, sequences by element.
+_SOURCES = frozenset(
     {
-        "Abs", "CastLike", "Concat", "ConcatFromSequence", "Dropout", "Expand", "If", "Reshape", "SequenceAt",
-        "SequenceConstruct", "Shape", "Size", "SplitToSequence",
+        "CastLike", "ConcatFromSequence", "Dropout", "If", "SequenceAt", "SequenceConstruct", "Shape", "Size",
+        "SplitToSequence",
     }
 )  # fmt: skip
 _FIRST_WITH_OPERANDS = 13  #: opset from which Split, Squeeze and Unsqueeze are as the library writes them
@@ -30,8 +29,10 @@ def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
     get something wrong. Its numeric folding is off (``fold.py`` does that, with a bound on size); the interface, which
     it would refine, is put back.
     """
-    if not any(node.op_type in _HANDLED and not node.domain for node in model.graph.all_nodes()):
+    if not any(_may_gain(node) for graph in all_graphs(model) for node in graph):
         return model, 0
+    from onnxscript.optimizer import fold_constants_ir
+
     trial = clone_model(model)
     before = structure_digest(trial)
     _name_cast_types(trial)
@@ -87,6 +88,20 @@ def _mishandled(node: ir.Node, opset: int) -> bool:
     if is_onnx(node, "CastLike"):
         return bool(node.attributes)
     return is_onnx(node, "ConcatFromSequence", "SplitToSequence") and opset < _FIRST_WITH_OPERANDS
+
+
+def _may_gain(node: ir.Node) -> bool:
+    """Whether the library, which takes time on every node, can achieve something here that the other steps cannot.
+
+    A Reshape or Expand of a recorded shape is theirs already, and so is a Concat unless an input of it is empty.
+    """
+    if node.domain:
+        return False
+    if node.op_type in ("Reshape", "Expand"):
+        return node.inputs[0] is not None and node.inputs[0].shape is None
+    if node.op_type == "Concat":
+        return any(v is not None and v.shape is not None and 0 in v.shape for v in node.inputs)
+    return node.op_type in _SOURCES
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:

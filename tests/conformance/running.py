@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
