@@ -265,11 +265,6 @@ def _(path: Path) -> None:
     _save(tiny(opset=999), path)
 
 
-@_case("opset-6", "opset 6")
-def _(path: Path) -> None:
-    _save(tiny(opset=6), path)
-
-
 @_case("ir-version-999", "IR version")
 def _(path: Path) -> None:
     model = tiny()

@@ -31,6 +31,7 @@ from graphopt.model import (
     signature,
     source_path,
 )
+from graphopt.runtime import Session
 from tests.bad_models import tiny
 
 
@@ -499,3 +500,14 @@ def test_a_pipe_or_device_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a plain file"):
         save_model(open_model(write(tiny(), tmp_path / "in.onnx")), tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").is_fifo()
+
+
+def test_files_older_than_opset_7_open_at_opset_7_and_broadcast_as_before(tmp_path: Path) -> None:
+    head = '<ir_version: 3, opset_import: ["" : 6]>'
+    text = "g (float[2,3] a, float[2] b) => (float[2,3] y) { y = Add <broadcast = 1, axis = 0> (a, b) }"
+    onnx.save(onnx.parser.parse_model(head + text), tmp_path / "old.onnx")
+    model = open_model(tmp_path / "old.onnx")
+    assert model.graph.opset_imports[""] == 7
+    a, b = np.ones((2, 3), np.float32), np.array([1, 2], np.float32)
+    (y,) = Session(model).run({"a": a, "b": b}).values()
+    assert np.array_equal(y, a + b[:, None])

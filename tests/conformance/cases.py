@@ -36,7 +36,7 @@ class Case:
 
 @cache
 def backend_cases() -> tuple[Case, ...]:
-    """Every case, ordered by suite and name. The inputs that the package draws at random are the same in each process."""
+    """Every case, by suite and name. The inputs that the package draws at random are the same in each process."""
     return (*_node_cases(), *(case for suite in SUITES[1:-1] for case in _folder_cases(suite)), *_light_cases())
 
 
@@ -94,7 +94,7 @@ def _light_cases() -> Iterator[Case]:
 
 
 def baked(case: Case) -> Case | None:
-    """The case with its tensor inputs as initializers, which no caller can override; None when there is nothing to bake."""
+    """The case with its tensor inputs as initializers, which no caller can override; None when it has none."""
     proto = case.proto
     tensors = {name: value for name, value in case.feed.items() if value is not None and not isinstance(value, list)}
     if not tensors:

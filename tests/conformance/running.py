@@ -73,7 +73,7 @@ def _unpacked(value: Any, dtype: np.dtype[Any] | None) -> Any:
 
 
 def difference(expected: Any, found: Any) -> str | None:
-    """What tells two outputs apart, or None: exact but for floats, whose NaN and infinities must be in the same places."""
+    """What tells two outputs apart, or None. All but floats are exact; NaN and infinities keep their places."""
     if isinstance(expected, list | tuple):
         return _first_difference(expected, found)
     if isinstance(expected, dict):

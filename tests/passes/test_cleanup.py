@@ -491,3 +491,38 @@ def test_rotary_tables_of_one_batch_are_repaired() -> None:
     cos, sin = np.cos(feed["angles"])[:, None], np.sin(feed["angles"])[:, None]
     expected = np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
     np.testing.assert_allclose(run(result, feed)[0], expected, atol=1e-6)
+
+
+# -- what the backend suite found -----------------------------------------------------------------------------------
+def test_castlike_keeps_how_it_saturates() -> None:
+    model = parse(
+        "g (float[N] x, float8e4m3fn[1] like) => (float8e4m3fn[N] y) { y = CastLike <saturate = 0> (x, like) }",
+        opset=19,
+        ir_version=9,
+    )
+    result, _ = clean(model)
+    (cast,) = list(result.graph)
+    assert cast.op_type == "Cast" and cast.attributes["saturate"].as_int() == 0
+
+
+def test_sequences_below_opset_13_are_not_resolved_into_operators_they_lack() -> None:
+    text = """g (float[2] a, float[2] b) => (float[2,2] y) {
+        s = SequenceConstruct(a, b)
+        y = ConcatFromSequence <axis = 0, new_axis = 1> (s)
+    }"""
+    old, _ = clean(parse(text, opset=11))
+    new, _ = clean(parse(text, opset=13))
+    assert ops(old) == ["SequenceConstruct", "ConcatFromSequence"]
+    assert "ConcatFromSequence" not in ops(new)
+
+
+def test_folded_bounds_of_range_become_scalars() -> None:
+    model = parse(
+        """g (int64[N] x) => (int64[M] y)
+        <int64 zero = {0}, int64[1] five = {5}, int64 one = {1}> {
+            r = Range(zero, five, one)
+            y = Add(x, r)
+        }"""
+    )
+    result, _ = clean(model)
+    assert run(result, {"x": np.zeros(1, np.int64)})[0].tolist() == [0, 1, 2, 3, 4]
