@@ -226,9 +226,7 @@ def _put_in_order(
 
 
 # -- tensors --------------------------------------------------------------------------------------------------------
-def check_tensor(
-    tensor: onnx.TensorProto, folders: Sequence[str], elsewhere: int | None, *, label: str = ""
-) -> None:
+def check_tensor(tensor: onnx.TensorProto, folders: Sequence[str], elsewhere: int | None, *, label: str = "") -> None:
     """Raise DefectError when the bytes a tensor has do not fit its type and dims, or lie where they may not.
 
     ``elsewhere`` is their number when they are not in ``tensor`` itself.

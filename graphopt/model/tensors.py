@@ -14,8 +14,6 @@ import onnx_ir as ir
 
 from graphopt.model.graphs import all_graphs
 
-
-
 CHUNK = 8 << 20  #: bytes of weights held in memory at once while hashing, comparing or copying
 
 
