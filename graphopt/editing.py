@@ -15,7 +15,14 @@ from graphopt.model import bodies as bodies
 
 def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """All nodes of the main graph and of every nested body, outer before inner."""
-    return model.graph.all_nodes()
+    stack = [iter(model.graph)]
+    while stack:
+        node = next(stack[-1], None)
+        if node is None:
+            stack.pop()
+            continue
+        yield node
+        stack.extend(iter(body) for body in reversed(bodies(node)))
 
 
 def _remove(graph: ir.Graph, node: ir.Node) -> None:

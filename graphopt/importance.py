@@ -7,8 +7,7 @@ measured at the model's outputs.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +55,12 @@ class Moments:
         self.count = 0
         self.total = np.zeros(width)
         self.gram = np.zeros((width, width))
+        self._inverse: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
         """Rows ``[..., K]``."""
         flat = np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]), dtype=np.float32)
+        self._inverse = None
         self.count += len(flat)
         self.total += flat.sum(axis=0, dtype=np.float64)
         self.gram += flat.T @ flat
@@ -71,6 +72,12 @@ class Moments:
     def covariance(self) -> np.ndarray:
         """``E[(x - mean)(x - mean)^T]``, [K, K]."""
         return self.gram / max(self.count, 1) - np.outer(self.mean, self.mean)
+
+    def inverse(self) -> np.ndarray:
+        """Inverse of the covariance with a ridge, [K, K]; kept, since many consumers and groups may ask for it."""
+        if self._inverse is None:
+            self._inverse = np.linalg.inv(ridged(self.covariance(), self.count))
+        return self._inverse
 
 
 def collect_moments(
@@ -160,14 +167,18 @@ def reconstruction(group: Group, moments: Mapping[Source, Moments]) -> Curve:
 
 
 class _Elimination:
-    """One consumer's rows under successive removal: inverse covariance ``H[K, K]`` and refitted ``W[K, N]``."""
+    """A group's rows of one consumer under successive removal: inverse covariance ``H[K, K]``, refitted ``W[K, N]``.
+
+    The other rows are refitted too, but what the group's own rows cost depends on these alone.
+    """
 
     def __init__(self, consumer: Consumer, moment: Moments) -> None:
-        self.W = consumer.matrix().copy()
-        cov = moment.covariance()
-        self.energy = max(float(np.einsum("kn,kn->", self.W, cov @ self.W)), 1e-30)
-        self.H = np.linalg.inv(ridged(cov, moment.count))
-        self.units = consumer.units
+        W = consumer.matrix()
+        self.energy = max(float(np.einsum("kn,kn->", W, moment.covariance() @ W)), 1e-30)
+        owned = np.flatnonzero(consumer.units >= 0)
+        self.W = W[owned]
+        self.H = moment.inverse()[np.ix_(owned, owned)]
+        self.units = consumer.units[owned]
 
     def costs(self, alive: np.ndarray) -> np.ndarray:
         """For each unit, the energy lost without its rows, as a share of all."""
@@ -205,43 +216,3 @@ CRITERIA: dict[str, Criterion] = {
     "activation": activation,
     "reconstruction": reconstruction,
 }
-
-
-def allocate(
-    curves: Sequence[Curve], unit_costs: Sequence[float], budget: float, stops: Sequence[Sequence[int]]
-) -> list[int]:
-    """How many units each curve gives up so that about ``budget`` (in cost) goes at the least total damage.
-
-    Greedy on the lower convex hull of each curve over its ``stops`` (allowed numbers of removed units, rising from 0).
-    The total ends at the allowed point nearest to the budget.
-    """
-    moves: list[tuple[float, int, int, float]] = []
-    for i, (curve, cost, allowed) in enumerate(zip(curves, unit_costs, stops, strict=True)):
-        hull: list[int] = []
-        for n in allowed:
-            while len(hull) > 1 and _slope(curve, hull[-2], hull[-1]) >= _slope(curve, hull[-1], n):
-                hull.pop()
-            hull.append(n)
-        for a, b in itertools.pairwise(hull):
-            price = _slope(curve, a, b) / cost
-            inside = [n for n in allowed if a <= n <= b]
-            moves += [(price, i, n, (n - before) * cost) for before, n in itertools.pairwise(inside)]
-    moves.sort(key=lambda move: (move[0], move[1], move[2]))
-    counts = [0] * len(curves)
-    spent = 0.0
-    for _, i, n, cost in moves:
-        if spent + cost / 2 > budget:
-            break
-        counts[i] = n
-        spent += cost
-    return counts
-
-
-def _slope(curve: Curve, a: int, b: int) -> float:
-    return float(curve.damage[b] - curve.damage[a]) / (b - a)
-
-
-def removal_stops(size: int, round_to: int) -> list[int]:
-    """Numbers of units that may go: nothing, or down to a positive multiple of ``round_to``."""
-    multiples = range(round_to * ((size - 1) // round_to), 0, -round_to)
-    return [0, *(size - kept for kept in multiples)]

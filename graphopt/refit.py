@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
-from graphopt.importance import Consumer, Moments, ridged
+from graphopt.importance import Consumer, Moments
 from graphopt.lowering import POSITIONS, WIDEST, Lowering, attribute
 from graphopt.transform import PassContext
 
@@ -106,9 +106,10 @@ def refit_from_moments(consumer: Consumer, moments: Moments, removed: np.ndarray
 
     A convolution's taps are solved for one by one, as if neighbouring positions had nothing to do with each other.
     """
-    kept = ~np.isin(consumer.units, removed)
-    W, cov = consumer.matrix(), ridged(moments.covariance(), moments.count)
-    weight = np.asarray(np.linalg.solve(cov[np.ix_(kept, kept)], cov[kept] @ W))
+    gone = np.isin(consumer.units, removed)
+    kept = ~gone
+    W, H = consumer.matrix(), moments.inverse()
+    weight = np.asarray(W[kept] - H[np.ix_(kept, gone)] @ np.linalg.solve(H[np.ix_(gone, gone)], W[gone]))
     shift = np.asarray(moments.mean @ W - moments.mean[kept] @ weight)
     if consumer.lowering.taps > 1:
         shift = shift.reshape(-1, consumer.lowering.taps).sum(axis=1)

@@ -18,7 +18,7 @@ from graphopt.passes.cleaning.known_shapes import fold_known_dims
 from graphopt.passes.cleaning.lift import inline_functions, lift_constants
 from graphopt.passes.cleaning.merge import merge_equal_nodes
 from graphopt.passes.cleaning.noops import drop_noops
-from graphopt.passes.cleaning.repair import expand_operands
+from graphopt.passes.cleaning.repair import expand_operands, scalar_bounds
 from graphopt.passes.cleaning.share import share_equal_initializers
 from graphopt.passes.cleaning.simplify import simplify_symbolically
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
@@ -100,6 +100,7 @@ class _Cleaning:
             self._step("fold", lambda: fold_constants(GraphEditor(self.model), self.config.fold_limit))
             self._step("fold batch norm", lambda: fold_batch_norms(GraphEditor(self.model)))
             self._step("simplify", self._simplify)
+        self._step("scalar bounds", lambda: scalar_bounds(GraphEditor(self.model)))
         self._step("merge equal nodes", lambda: merge_equal_nodes(GraphEditor(self.model)))
         self._step("drop dead code", lambda: drop_dead_code(GraphEditor(self.model)))
         if self.config.share:

@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.budget import Saved, allocate, removal_stops
 from graphopt.errors import PassError
 from graphopt.importance import (
     Curve,
     Moments,
     activation,
-    allocate,
     collect_moments,
     consumers,
     magnitude,
     reconstruction,
-    removal_stops,
     ridged,
 )
 from graphopt.lowering import Lowering
@@ -167,6 +166,10 @@ def test_magnitude_ranks_every_prunable_group(build):
 
 
 # -- the budget ------------------------------------------------------------------------------------
+def by_unit(costs: list[float]) -> Saved:
+    return lambda i, counts, n: (n - counts[i]) * costs[i]
+
+
 def test_removal_stops():
     assert removal_stops(12, 1) == list(range(12))
     assert removal_stops(64, 16) == [0, 16, 32, 48]
@@ -194,7 +197,7 @@ def test_allocation_is_the_best_of_its_cost_and_near_the_budget(problem):
     curves, costs, ratio = problem
     stops = [removal_stops(len(c.order), 1) for c in curves]
     total = sum(len(c.order) * cost for c, cost in zip(curves, costs, strict=True))
-    counts = allocate(curves, costs, ratio * total, stops)
+    counts = allocate(curves, costs, by_unit(costs), ratio * total, stops)
     assert all(n < len(c.order) for n, c in zip(counts, curves, strict=True)), "never the last unit"
     spent = sum(n * cost for n, cost in zip(counts, costs, strict=True))
     most = sum(s[-1] * cost for s, cost in zip(stops, costs, strict=True))
@@ -212,7 +215,7 @@ def test_allocation_stops_where_it_may(problem, round_to):
     curves, costs, ratio = problem
     stops = [removal_stops(len(c.order), round_to) for c in curves]
     total = sum(len(c.order) * cost for c, cost in zip(curves, costs, strict=True))
-    counts = allocate(curves, costs, ratio * total, stops)
+    counts = allocate(curves, costs, by_unit(costs), ratio * total, stops)
     assert all(n in allowed for n, allowed in zip(counts, stops, strict=True))
 
 
@@ -221,8 +224,8 @@ def test_a_dent_in_a_curve_is_crossed_as_a_whole():
     dented = Curve(np.arange(4), np.array([0.0, 9.0, 9.0, 9.0, 30.0]))
     plain = Curve(np.arange(4), np.array([0.0, 4.0, 8.0, 12.0, 16.0]))
     stops = [[0, 1, 2, 3]] * 2
-    assert allocate([dented, plain], [1.0, 1.0], 3, stops) == [3, 0]
-    assert allocate([dented, plain], [1.0, 1.0], 0, stops) == [0, 0]
+    assert allocate([dented, plain], [1.0, 1.0], by_unit([1.0, 1.0]), 3, stops) == [3, 0]
+    assert allocate([dented, plain], [1.0, 1.0], by_unit([1.0, 1.0]), 0, stops) == [0, 0]
 
 
 def test_inputs_that_are_not_finite_are_refused_by_name():

@@ -19,6 +19,7 @@ from graphopt.model.names import make_names_unique
 from graphopt.model.operators import operator_fault
 from graphopt.model.saving import SOURCE_KEY
 from graphopt.model.tensors import DataFile, FileTensor, MemoryTensor, attribute_tensors
+from graphopt.model.upgrading import upgraded
 from graphopt.model.wire import WireError, looks_truncated, read_skeleton
 
 _LAZY_ABOVE = 256 << 20  #: bytes; weights inside larger .onnx files stay in the file
@@ -55,6 +56,7 @@ def _open(file: Path) -> ir.Model:
     if fault:
         raise DefectError(f"it is not valid ONNX ({fault}); export the model again")
     names = {proto.graph.initializer[i].name: tensor for i, tensor in weights.items()}
+    proto = upgraded(proto)
     concealed = conceal(proto)
     try:
         with building():

@@ -1,11 +1,13 @@
-"""Raises a model to a newer opset through ONNX's version converter, weights and interface untouched."""
+"""Raises models to newer opsets through ONNX's version converter, weights and interface untouched."""
 
 from __future__ import annotations
 
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.model.checks import OLDEST_OPSET, DefectError
 from graphopt.model.foreign import OpaqueType
 from graphopt.model.graphs import all_graphs
 from graphopt.model.names import make_names_unique
@@ -13,6 +15,23 @@ from graphopt.model.proto import to_proto
 from graphopt.model.tensors import all_tensors
 
 _SEEN_BYTES = 1024  #: smaller initializers are converted with their contents: shapes, axes and scales matter
+
+
+def upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """``proto`` itself, or a copy at opset 7 where it is older: up to 6, broadcasting was an attribute.
+
+    Raises DefectError when ``onnx.version_converter`` has no way.
+    """
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions or versions[0] >= OLDEST_OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, OLDEST_OPSET)
+    except Exception as error:  # the converter raises whatever its C++ side throws
+        cause = " ".join(str(error).split())[:200]
+        raise DefectError(
+            f"it uses opset {versions[0]}, which cannot be converted to {OLDEST_OPSET} ({cause}); export it again"
+        ) from error
 
 
 def upgrade_opset(model: ir.Model, target: int) -> ir.Model:

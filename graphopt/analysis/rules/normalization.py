@@ -21,8 +21,16 @@ def softmax(node: NodeAxes) -> None:
         node.event(Event.HEADS, axes[:-2])
 
 
+@rule("BiasSoftmax", domain=MICROSOFT)
+def bias_softmax(node: NodeAxes) -> None:
+    """Softmax of ``data + bias`` from ``axis`` on; how the bias broadcasts is an attribute, so it keeps its members."""
+    axes = node.axes(0)
+    axis = node.attr("axis", 1) % len(axes)
+    node.same(axes, node.out())
+    node.freeze([*axes[axis:], *node.axes(1)], "normalised")
+
+
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-@rule("SimplifiedLayerNormalization", domain=MICROSOFT)
 def layer_normalization(node: NodeAxes) -> None:
     """``X[..., D...]``, scale and bias broadcast to ``X``; mixed from ``axis`` on."""
     axes = node.axes(0)
