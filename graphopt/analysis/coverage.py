@@ -55,6 +55,11 @@ class Hold:
     value: str | None = None
     axis: int | None = None
 
+    @property
+    def kind(self) -> str:
+        """The reason without the name of the node that it is about."""
+        return self.reason.replace(f" {self.node!r}", "") if self.node else self.reason
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

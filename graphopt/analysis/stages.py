@@ -1,4 +1,4 @@
-"""The main graph cut into stages from input to output: its residual blocks, and what stands before, between and after."""
+"""The main graph cut into stages from input to output: residual blocks, and what stands before, between and after."""
 
 from __future__ import annotations
 

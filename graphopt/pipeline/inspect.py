@@ -29,11 +29,12 @@ from graphopt.pipeline.overview import (
     TimingFacts,
 )
 from graphopt.pipeline.registry import discover
-from graphopt.pipeline.runs import ModelRuns, RunOptions
+from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.staging import Clock, Ledger, describe_stages
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.provider import resolve_provider
+from graphopt.runtime.sessions import Sessions
 
 
 def inspect_model(
@@ -95,7 +96,7 @@ def _cleaned(model: ir.Model, overview: Overview) -> ir.Model:
 
 def _time(view: GraphView, sizes: Mapping[str, int] | None, talk: Talk, overview: Overview) -> Clock:
     """Time every node; without one, and with a note, where the shapes that are timed do not run."""
-    runs = ModelRuns(view.model, Inputs(view.model, None), RunOptions(view.provider))
+    runs = ModelRuns(view.model, Inputs(view.model, None), Sessions(provider=view.provider))
     watch = Stopwatch(runs, seed=0, talk=talk, sizes=sizes or None)
     try:
         clock = Clock(watch.node_seconds(view.model))
@@ -157,8 +158,12 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
     def touched(groups: Iterable[Group]) -> CoverFacts:
         found = list(groups)
         covered = cover(axes, found)
+        parameters = ledger.touched(covered.weights)
         return CoverFacts(
-            groups=len(found), share=ledger.share(covered.weights), time_share=clock.weighted(covered.nodes)
+            groups=[group.name for group in found],
+            parameters=round(parameters),
+            share=parameters / ledger.total,
+            time_share=clock.weighted(covered.nodes),
         )
 
     for group in axes.groups:
@@ -176,6 +181,11 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
             held_by=[HoldFacts(**asdict(hold)) for hold in holds.get(group, ())],
         )
         (overview.prunable if group.prunable else overview.frozen).append(facts)
+    kinds: dict[tuple[object, ...], list[Group]] = {}
+    for group in axes.groups:
+        kind = tuple(hold.kind for hold in holds.get(group, ())[:1])
+        kinds.setdefault((group.prunable, group.role, group.size, group.parameters, kind), []).append(group)
+    overview.kinds = [touched(members) for members in kinds.values()]
     for role in dict.fromkeys(group.role for group in axes.prunable):
         overview.cover[role] = touched(axes.by_role(role))
     overview.cover["all"] = touched(axes.prunable)

@@ -79,10 +79,10 @@ class Ledger:
         costs = (self.cost.of(node) for node in nodes)
         return sum({c.key: c.elements for cost in costs if cost is not None for c in cost.constants}.values())
 
-    def share(self, weights: Mapping[str, float]) -> float:
-        """Of all parameters, what is touched; ``weights`` are the touched shares of initializers of the main graph."""
+    def touched(self, weights: Mapping[str, float]) -> float:
+        """Parameters touched; ``weights`` are the touched shares of initializers of the main graph, by name."""
         values = {id(v.const_value): (v, weights[n]) for n, v in self.graph.initializers.items() if n in weights}
-        return sum(self.size(value) * part for value, part in values.values()) / self.total
+        return sum(self.size(value) * part for value, part in values.values())
 
 
 def describe_stages(view: GraphView, ledger: Ledger, clock: Clock) -> list[StageFacts]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -15,7 +15,7 @@ from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.runtime.feeds import synthetic_feed
-from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
+from graphopt.runtime.latency import LatencyTable, time_in_turns, time_models, timing_feeds
 from graphopt.runtime.profile import node_seconds
 
 SLOWER = 1.05  #: a step counts as slower beyond this ratio, in two measurements
@@ -59,9 +59,13 @@ class Stopwatch:
         self, models: Mapping[str, ModelRuns], feeds: Mapping[str, Feed], *, rounds: int, budget: float
     ) -> LatencyTable:
         """All figures; ratios refer to the first model."""
-        sessions = {name: runs.session for name, runs in models.items()}
+        together = self._original.sessions.fit([runs.model for runs in models.values()])
         with self._advancing("timing", rounds * len(feeds)) as advance:
-            return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
+            if together:
+                sessions = {name: runs.session for name, runs in models.items()}
+                return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
+            openers = {name: partial(getattr, runs, "session") for name, runs in models.items()}
+            return time_in_turns(openers, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
 
     def seconds(self, models: Mapping[str, ModelRuns], *, rounds: int | None = None) -> dict[str, float]:
         """Median seconds, geometric mean over the shapes."""
@@ -72,13 +76,13 @@ class Stopwatch:
 
     def node_seconds(self, model: ir.Model) -> dict[str, float]:
         """Seconds of each node by name, as ``graphopt.runtime.profile`` measures them."""
-        options, feeds = self._original.options, self.quick_feeds
+        sessions, feeds = self._original.sessions, self.quick_feeds
         with self._advancing("timing nodes", (_PROFILE_RUNS + _PROFILE_WARMUP) * len(feeds)) as advance:
             return node_seconds(
                 model,
                 feeds,
-                provider=options.provider,
-                threads=options.threads,
+                provider=sessions.provider,
+                threads=sessions.threads,
                 runs=_PROFILE_RUNS,
                 warmup=_PROFILE_WARMUP,
                 budget_seconds=_PROFILE_BUDGET,

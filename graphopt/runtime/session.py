@@ -33,6 +33,7 @@ _NUMPY = {
     "float": "float32",
     "double": "float64",
     "string": "object",
+    **{kind: dtype.numpy().name for kind, dtype in _BITS.items()},
 }
 
 
