@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, find, leaves, resized
-from graphopt.analysis.axes import AxisAnalysis, Group, Touch
+from graphopt.analysis.axes import AxisAnalysis, Group, Touch, is_weight
 from graphopt.importance import Curve
 
 
@@ -20,9 +20,9 @@ class Footprint:
         self._weights: dict[str, dict[int, Touch]] = {}  # by name, then axis
         self._touched: list[set[str]] = []
         for group in groups:
-            floats = [t for t in group.touches if t.value.const_value is not None and _is_stored_number(t.value)]
-            self._touched.append({touch.name for touch in floats})
-            for touch in floats:
+            weights = [touch for touch in group.touches if is_weight(touch.value)]
+            self._touched.append({touch.name for touch in weights})
+            for touch in weights:
                 self._weights.setdefault(touch.name, {}).setdefault(touch.axis, touch)
         self._sizes = {name: _elements(touches) for name, touches in self._weights.items()}
         self.total = sum(self._lost(name, {g.leaf: range(g.size) for g in groups}) for name in self._weights)
@@ -46,11 +46,6 @@ class Footprint:
         for touch in self._weights[name].values():
             kept *= resized(touch.expression, removed) / max(find(touch.expression).size[0], 1)
         return size - kept
-
-
-def _is_stored_number(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
 
 
 def _elements(touches: Mapping[int, Touch]) -> float:

@@ -246,7 +246,7 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
-        if Event.WINDOW in happened:
+        if happened & {Event.WINDOW, Event.PACKED}:
             continue
         role = next((name for event, name in ROLES if event in happened), "width")
         reasons = list(leaf.reasons)

@@ -55,6 +55,9 @@ MULTIPLIES: dict[str, tuple[int, ...]] = {
     "ConvTransposeWithDynamicPads": (0, 1),
     "ConvInteger": (0, 1),
     "QLinearConv": (0, 3),
+    "QLinearMul": (0, 3),
+    "QGemm": (0, 3),
+    "MatMulNBits": (0, 2),
     "BatchNormalization": (1,),
     "InstanceNormalization": (1,),
     "GroupNormalization": (1,),
@@ -71,6 +74,8 @@ ADDENDS: dict[str, tuple[int, ...]] = {
     "ConvTranspose": (2,),
     "ConvTransposeWithDynamicPads": (3,),
     "QLinearConv": (8,),
+    "QGemm": (6,),
+    "MatMulNBits": (5,),
     "BatchNormalization": (2,),
     "InstanceNormalization": (2,),
     "GroupNormalization": (2,),
@@ -99,6 +104,8 @@ ZERO_POINTS: dict[tuple[str, int], ZeroPoint] = {
     ("QLinearConv", 8): ZeroPoint(None),
     ("DynamicQuantizeLSTM", 1): ZeroPoint(None),
     ("DynamicQuantizeLSTM", 2): ZeroPoint(None),
+    ("QGemm", 3): ZeroPoint(5, axis=-1),
+    ("QGemm", 6): ZeroPoint(None),
 }
 #: Which of their activations make the next state of recurrent ops (the others are gates), of how many.
 CANDIDATES: dict[str, tuple[tuple[int, ...], int]] = {
@@ -133,6 +140,8 @@ def zero_point(node: ir.Node, index: int) -> np.ndarray:
         return zero.reshape(())
     attribute = node.attributes.get("axis")
     axis = where.axis if where.axis is not None else attribute.as_int() if attribute is not None else 1
+    if "transB" in node.attributes and node.attributes["transB"].as_int():  # columns are written as rows
+        axis = 0
     if zero.ndim == 1:
         return zero.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
     size = node.attributes.get("block_size")
@@ -242,6 +251,12 @@ class _Zeros:
             return self._all(node, [1, 2])
         if kind == "ConstantOfShape":
             return frozenset({ALL}) if _fills_with_zero(node) else NONE
+        if kind == "QLinearAdd":
+            return self._all(node, [0, 3])
+        if kind == "QLinearWhere":
+            return self._all(node, [1, 4])
+        if kind == "QLinearConcat":
+            return self._all(node, list(range(2, len(node.inputs), 3)))
         if kind == "Clip":
             return self.of(node, 0) if _clip_keeps_zero(node) else NONE
         if kind == "Pad":
@@ -280,7 +295,7 @@ class _Zeros:
     def _all(self, node: ir.Node, indices: list[int]) -> Zeros:
         everything = NONE.union(*(self.of(node, i) for i in indices))
         for i in indices:
-            if node.op_type == "Concat":  # an operand without a unit does not lie where the unit is
+            if node.op_type in ("Concat", "QLinearConcat"):  # an operand without a unit does not lie where the unit is
                 elsewhere = everything - self._present(node, i) - {ALL}
                 everything &= everything if ALL in self.of(node, i) else self.of(node, i) | elsewhere
             else:

@@ -96,7 +96,7 @@ def _cleaned(model: ir.Model, overview: Overview) -> ir.Model:
 
 def _time(view: GraphView, sizes: Mapping[str, int] | None, talk: Talk, overview: Overview) -> Clock:
     """Time every node; without one, and with a note, where the shapes that are timed do not run."""
-    runs = ModelRuns(view.model, Inputs(view.model, None), Sessions(provider=view.provider))
+    runs = ModelRuns(view.model, Inputs(view.model, None), Sessions(view.provider))
     watch = Stopwatch(runs, seed=0, talk=talk, sizes=sizes or None)
     try:
         clock = Clock(watch.node_seconds(view.model))
@@ -124,7 +124,7 @@ def _count(ledger: Ledger, clock: Clock, overview: Overview) -> None:
         )
         for role, cost in table.by_role.items()
     ]
-    arithmetic = [node for node in ledger.graph if table.of(node) is None]
+    arithmetic = [node for node in ledger.graphs[0] if table.of(node) is None]
     if arithmetic:
         overview.roles.append(
             RoleFacts(
@@ -157,7 +157,7 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
 
     def touched(groups: Iterable[Group]) -> CoverFacts:
         found = list(groups)
-        covered = cover(axes, found)
+        covered = cover(axes, found, ledger.owners)
         parameters = ledger.touched(covered.weights)
         return CoverFacts(
             groups=[group.name for group in found],
@@ -174,7 +174,7 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
             size=group.size,
             parameters=group.parameters,
             share=group.parameters / ledger.total,
-            time_share=clock.weighted(cover(axes, [group]).nodes),
+            time_share=clock.weighted(cover(axes, [group], ledger.owners).nodes),
             layer=layers.pop() if len(layers) == 1 else None,
             touches=list(dict.fromkeys(f"{touch.name}[{touch.axis}]" for touch in group.touches)),
             reasons=list(group.reasons),

@@ -283,8 +283,8 @@ PASSES = {
     ),
     "the best rows": ("a, i = TopK <axis = 1> (h, one)", {"ints": "one = 1"}),
     "positions by tuples": (
-        "t = Unsqueeze(h, zero)\na = GatherND <batch_dims = 1> (t, where)",
-        {"ints": "zero = 0", "signature": "(float[2,S,8] x, int64[1,4,2] where) => (float[1,4,8] y)"},
+        "where = Reshape(first, shape)\na = GatherND <batch_dims = 1> (h, where)",
+        {"signature": "(float[1,S,8] x) => (float[1,3,8] y)", "ints": "first = 0 0 0; shape = 1 3 1"},
     ),
     "rows in another order": (
         "t = Transpose <perm = [1, 0, 2]> (h)\nr = ReverseSequence(t, lengths)\na = Transpose <perm = [1, 0, 2]> (r)",

@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphopt.model import open_model
+from graphopt.passes.cleaning.lift import lift_constants
 from tests.axis_models import analyse, check_every_group, frozen, set_tensor, summary, text_model
 
 SIGNATURE = "(float[S,B,8] x) => (float[S,B,3] y)"
@@ -170,3 +172,58 @@ def test_a_quantized_lstm():
     assert summary(check_every_group(model)) == [("units", 5, ("B.1", "R.1", "R.2", "V.0", "W.2"))]
     set_tensor(model, "Wz", np.array([3], np.int8))
     assert not analyse(model).prunable
+
+
+# -- what torch exports ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("exporter", "kind", "both", "batch_first"),
+    [
+        ("torchscript", "LSTM", True, False),
+        ("torchscript", "GRU", False, True),
+        pytest.param("torchscript", "LSTM", False, True, marks=pytest.mark.slow),
+        pytest.param("torchscript", "GRU", True, False, marks=pytest.mark.slow),
+        *(
+            pytest.param("dynamo", kind, both, first, marks=pytest.mark.slow)
+            for kind in ("LSTM", "GRU")
+            for both, first in ((True, True), (False, False))
+        ),
+    ],
+)
+def test_torch_taggers(exporter, kind, both, batch_first, tmp_path):
+    """Two layers between an embedding and a linear one.
+
+    TorchScript cuts both layers' initial states from one tensor, so they lose the same units; the dynamo exporter
+    writes sizes into the graph.
+    """
+    torch = pytest.importorskip("torch")
+
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(50, 12)
+            layer = getattr(torch.nn, kind)
+            self.layers = layer(12, 10, num_layers=2, bidirectional=both, batch_first=batch_first)
+            self.out = torch.nn.Linear(20 if both else 10, 7)
+
+        def forward(self, ids):
+            return self.out(self.layers(self.embedding(ids))[0])
+
+    torch.manual_seed(0)
+    ids = torch.randint(0, 50, (4, 6))
+    path = tmp_path / "tagger.onnx"
+    if exporter == "dynamo":
+        torch.onnx.export(Tagger().eval(), (ids,), dynamo=True, verbose=False).save(path)
+    else:
+        dynamic = {"ids": {0: "first", 1: "second"}}
+        torch.onnx.export(
+            Tagger().eval(), (ids,), path, dynamo=False, input_names=["ids"], dynamic_axes=dynamic, opset_version=17
+        )
+    model = open_model(path)
+    lift_constants(model)
+    axes = check_every_group(model)
+    assert not axes.unknown_ops
+    assert [(g.role, g.size) for g in axes.prunable if g.role == "units"] == [("units", 10)] * (
+        1 if exporter == "torchscript" else 2
+    )
+    weights = {t.name for g in axes.by_role("units") for t in g.touches if len(t.value.shape or ()) == 3}
+    assert len(weights) >= 4, "W and R of both layers"

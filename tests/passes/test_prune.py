@@ -242,9 +242,8 @@ def test_groups_that_cannot_be_pruned_are_declined_with_the_reason():
 
 def test_a_model_without_any_group_declines():
     plan, _ = run(Prune(), text_model(HIDDEN, "", "y = Relu(x)"))
-    assert plan.empty and [d.reason for d in plan.declined] == [
-        "no prunable heads, neurons, channels or units were found"
-    ]
+    assert plan.empty
+    assert [d.reason for d in plan.declined] == ["no prunable heads, neurons, channels or units were found"]
 
 
 @pytest.mark.parametrize("wrong", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": "much"}, {"round_to": 0}, {"speed": 1}])

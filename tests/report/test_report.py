@@ -16,6 +16,7 @@ from graphopt.pipeline.result import Result
 from graphopt.report import units
 from graphopt.report.overview import explain, print_overview
 from graphopt.report.passes import describe_json
+from graphopt.report.plot import draw
 from graphopt.report.terminal import passes_table, print_result
 from tests.report.models import residual_mlp
 
@@ -135,6 +136,25 @@ def test_shares_are_shares(tmp_path):
     for kind in overview.kinds:
         members = [everything[name].share for name in kind.groups]
         assert max(members) - 1e-9 <= kind.share <= sum(members) + 1e-9
+
+
+def test_units_inside_a_body_have_the_time_of_the_node_around_it(tmp_path):
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[batch, 8] x, bool c) => (float[batch, 8] y)
+        <float[8, 16] w, float[16, 8] v>
+        { y = If (c) <
+            then_branch = t () => (float[batch, 8] p) { a = MatMul(x, w) b = Relu(a) p = MatMul(b, v) },
+            else_branch = e () => (float[batch, 8] q) { q = Relu(x) }
+        > }""",
+        initializers=[ir.tensor(np.ones(s, np.float32), name=n) for n, s in {"w": (8, 16), "v": (16, 8)}.items()],
+    )
+    ir.save(model, tmp_path / "m.onnx")
+    overview = inspect_model(tmp_path / "m.onnx", measure_time=True)
+    (inner,) = [group for group in (*overview.prunable, *overview.frozen) if group.size == 16]
+    assert (inner.share, inner.time_share) == (1, pytest.approx(1))
+    assert overview.stages[0].parameters == 256
+    draw(overview)
 
 
 def test_a_frozen_group_names_the_node_the_operand_and_the_axis(tmp_path):

@@ -38,6 +38,7 @@ class Event(enum.StrEnum):
     RECURRENT = "recurrent"  #: hidden units of an LSTM, GRU or RNN
     WEIGHTED = "weighted"  #: contracted with a weight
     WINDOW = "window"  #: how far a kernel reaches: no class of units
+    PACKED = "packed"  #: gates, directions: tensors of their own laid side by side, no class of units either
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def mixture(node: NodeAxes) -> None:
     bank, neurons = second[0], second[2]
     node.freeze([bank], "routed by softmax and top-k")
     node.event(Event.EXPERTS, [bank])
-    node.same(x[:-1], out[:-1])
+    node.same(x, out)
     node.freeze(node.axes(1)[:1], "routed")
     unify(node.axes(1)[1], bank)
     unify(first[0], bank)
@@ -42,5 +42,6 @@ def _fused(node: NodeAxes, neurons: Atom) -> Atom:
         return neurons
     pair = node.atom(2)
     node.freeze([pair], "used as gate and value")
+    node.event(Event.PACKED, [pair])
     interleaved = int(node.attr("swiglu_fusion", 0)) == INTERLEAVED
     return node.product(neurons, pair) if interleaved else node.product(pair, neurons)

@@ -31,6 +31,7 @@ _STANDARD: dict[str, str] = {
     "Its state is handed over by the caller, with the widths that it was trained with.": (
         "CausalConvWithState LinearAttention"
     ),
+    "Windows are cut, shifted or added up by sizes in an operand.": "CenterCropPad Col2Im DeformConv",
     "It was an experiment that ONNX gave up, with its sizes in attributes.": ("Crop DynamicSlice GRUUnit ImageScaler"),
     "It is a plug-in of TensorRT, which cannot be run to check a removal.": (
         "DisentangledAttention_TRT EfficientNMS_TRT MultilevelCropAndResize_TRT PyramidROIAlign_TRT"
@@ -78,6 +79,8 @@ _MICROSOFT: dict[str, str] = {
     "Tokens are routed by scores over all experts.": "MoEGroupRouter RouterGateUpProj",
     "A gate is normalised or shared over the whole width.": "GatedAdd GatedRMSNorm",
     "Its integers are summed without a scale of their own.": "MulInteger ReduceSumInteger",
+    "Its mask spans whole images.": "MaxpoolWithMask",
+    "Packed operands share scales over the whole width.": "QAttention QEmbedLayerNormalization",
     "Its mask is packed into bits.": "BitmaskBiasDropout BitmaskDropout",
     "It holds a compiled model.": "EPContext Snpe",
 }

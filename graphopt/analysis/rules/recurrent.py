@@ -22,7 +22,7 @@ def recurrent(node: NodeAxes) -> None:
     unify(packed, r[1])
     unify(r[2], units)
     _around(node, units, w[0], w[2])
-    node.freeze([r[0]], "run in both directions")
+    unify(r[0], w[0])
     node.summed(w[2], 1)
     node.summed(units, 2)
 
@@ -40,7 +40,7 @@ def quantized_lstm(node: NodeAxes) -> None:
     unify(packed, r[2])
     unify(r[1], units)
     _around(node, units, w[0], w[1])
-    node.freeze([r[0]], "run in both directions")
+    unify(r[0], w[0])
     for i in (8, 9, 10, 11):  # scales and zero points, [dirs] or [dirs, 4 * H]
         if node.has(i):
             unify(node.axes(i)[0], w[0])
@@ -66,6 +66,7 @@ def _units(node: NodeAxes) -> Atom:
 def _packed(node: NodeAxes, units: Atom, count: int) -> Atom:
     gates = node.atom(count)
     node.freeze([gates], "used as gates")
+    node.event(Event.PACKED, [gates])
     return node.product(gates, units)
 
 
@@ -75,6 +76,7 @@ def _around(node: NodeAxes, units: Atom, directions: Atom, width: Atom) -> None:
     unify(x[2], width)
     node.event(Event.WEIGHTED, [width])
     node.freeze([directions], "run in both directions")
+    node.event(Event.PACKED, [directions])
     if node.has(3):
         unify(node.axes(3)[0], directions)
         unify(node.axes(3)[1], _packed(node, units, 2 * GATES[node.node.op_type]))

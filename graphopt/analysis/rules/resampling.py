@@ -78,7 +78,7 @@ def grid_sample(node: NodeAxes) -> None:
 
 @rule("AffineGrid")
 def affine_grid(node: NodeAxes) -> None:
-    """``theta[N, 2, 3]`` and sizes ``[N, C, H, W]`` -> places ``[N, H, W, 2]``; the number of channels is unused."""
+    """``theta[N, 2, 3]`` and the sizes ``[N, C, H, W]`` -> places ``[N, H, W, 2]``; C is not used."""
     theta, out = node.axes(0), node.out()
     unify(theta[0], out[0])
     node.freeze([*theta[1:], *out[1:]], "enumerated")
