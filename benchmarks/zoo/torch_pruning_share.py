@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -213,7 +214,8 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(ZOO))
-    print(json.dumps(measure(parser.parse_args().name), indent=1))
+    print(json.dumps(measure(parser.parse_args().name), indent=1), flush=True)
+    os._exit(0)  # torch's threads can hang an orderly exit once the traced graphs are torn down
 
 
 if __name__ == "__main__":
