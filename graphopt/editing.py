@@ -9,33 +9,20 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import PassError
+from graphopt.model import all_graphs as all_graphs
+from graphopt.model import bodies as bodies
 
 
 def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """All nodes of the main graph and of every nested body, outer before inner."""
-    return model.graph.all_nodes()
-
-
-def bodies(node: ir.Node) -> list[ir.Graph]:
-    """The graphs nested directly in ``node``'s attributes."""
-    found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if attr.is_ref():
+    stack = [iter(model.graph)]
+    while stack:
+        node = next(stack[-1], None)
+        if node is None:
+            stack.pop()
             continue
-        if attr.type is ir.AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type is ir.AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
-    return found
-
-
-def all_graphs(model: ir.Model) -> list[ir.Graph]:
-    """The main graph and every nested body; function bodies are not among them (they are inlined on opening)."""
-    graphs = [model.graph]
-    for graph in graphs:
-        for node in graph:
-            graphs.extend(bodies(node))
-    return graphs
+        yield node
+        stack.extend(iter(body) for body in reversed(bodies(node)))
 
 
 def _remove(graph: ir.Graph, node: ir.Node) -> None:

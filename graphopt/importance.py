@@ -7,74 +7,44 @@ measured at the model's outputs.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.axes import Group, Touch
+from graphopt.analysis.axes import Group
 from graphopt.errors import PassError
+from graphopt.lowering import WIDEST, Lowering, Source
 from graphopt.transform import PassContext
 
-CONTRACTIONS = frozenset({("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedMatMul")})
 STEPS = 96  #: eliminations of one group go in at most this many steps (a step removes the weakest few at once)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Consumer:
-    """A contraction ``X[..., K] @ W[K, N]`` whose rows of ``W`` belong to a group's units."""
+    """A contraction whose rows ``W[C, ...]`` belong to a group's units."""
 
-    node: ir.Node
-    touch: Touch
-    units: np.ndarray  #: [K] unit of each row, -1 for rows of nobody
-
-    @property
-    def activation(self) -> str:
-        value = self.node.inputs[0]
-        return (value.name if value is not None else None) or ""
+    lowering: Lowering
+    units: np.ndarray  #: [C] unit of each row of the weight by channel, -1 for rows of nobody
 
     @property
-    def output(self) -> str:
-        return self.node.outputs[0].name or ""
-
-    @property
-    def transposed(self) -> bool:
-        return self.touch.axis == 1
+    def node(self) -> ir.Node:
+        return self.lowering.node
 
     def matrix(self) -> np.ndarray:
-        """``W`` as float64 [K, N], whatever way round it is stored, times the node's alpha."""
-        tensor = self.touch.value.const_value
-        if tensor is None:
-            raise ValueError(f"{self.touch.name!r} has no data")
-        array = tensor.numpy().astype(np.float64) * attribute(self.node, "alpha", 1.0)
-        return array.T if self.transposed else array
-
-
-def attribute(node: ir.Node, name: str, default: float) -> float:
-    """A number among a node's attributes."""
-    found = node.attributes.get(name)
-    return default if found is None or found.value is None else float(found.value)
+        """``W`` by channel, float64 [C, N]."""
+        return self.lowering.by_channel()
 
 
 def consumers(group: Group) -> list[Consumer]:
-    """The contractions that read the group's units through a two-dimensional weight."""
+    """The contractions that read the group's units through a weight, those too wide for Gram matrices left out."""
     found = []
     for touch in group.touches:
-        node = touch.node
-        tensor = touch.value.const_value
-        if (
-            (node.domain, node.op_type) not in CONTRACTIONS
-            or touch.index != 1
-            or tensor is None
-            or len(tensor.shape) != 2
-        ):
+        lowering = Lowering.of(touch.node) if touch.index == 1 else None
+        if lowering is None or touch.axis != lowering.contracted or lowering.shape[touch.axis] > WIDEST:
             continue
-        if any(attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB")):
-            continue
-        if touch.axis == (1 if attribute(node, "transB", 0) else 0) and tensor.dtype.is_floating_point():
-            found.append(Consumer(node, touch, group.positions(touch)))
+        found.append(Consumer(lowering, group.positions(touch)))
     return found
 
 
@@ -85,10 +55,12 @@ class Moments:
         self.count = 0
         self.total = np.zeros(width)
         self.gram = np.zeros((width, width))
+        self._inverse: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
         """Rows ``[..., K]``."""
         flat = np.ascontiguousarray(rows.reshape(-1, rows.shape[-1]), dtype=np.float32)
+        self._inverse = None
         self.count += len(flat)
         self.total += flat.sum(axis=0, dtype=np.float64)
         self.gram += flat.T @ flat
@@ -101,16 +73,24 @@ class Moments:
         """``E[(x - mean)(x - mean)^T]``, [K, K]."""
         return self.gram / max(self.count, 1) - np.outer(self.mean, self.mean)
 
+    def inverse(self) -> np.ndarray:
+        """Inverse of the covariance with a ridge, [K, K]; kept, since many consumers and groups may ask for it."""
+        if self._inverse is None:
+            self._inverse = np.linalg.inv(ridged(self.covariance(), self.count))
+        return self._inverse
+
 
 def collect_moments(
-    model: ir.Model, ctx: PassContext, values: Iterable[str], *, split: str = "calibration"
-) -> dict[str, Moments]:
-    """Moments over the last axis of each named value. Raises PassError for one that is not finite."""
-    found: dict[str, Moments] = {}
-    for batch in ctx.observe(model, list(values), split=split):
-        for name, array in batch.items():
-            found.setdefault(name, Moments(array.shape[-1])).add(array)
-    for name, moments in found.items():
+    model: ir.Model, ctx: PassContext, readers: Iterable[Lowering], *, split: str = "calibration"
+) -> dict[Source, Moments]:
+    """Moments of what contractions read, by channel. Raises PassError for an activation that is not finite."""
+    lowerings = {lowering.source: lowering for lowering in readers}
+    found: dict[Source, Moments] = {}
+    for number, batch in enumerate(ctx.observe(model, list({name for name, _ in lowerings}), split=split)):
+        for source, lowering in lowerings.items():
+            rows = lowering.channels(batch[source[0]], number)
+            found.setdefault(source, Moments(rows.shape[-1])).add(rows)
+    for (name, _), moments in found.items():
         if not np.isfinite(moments.gram).all():
             raise PassError(f"{name!r} is not finite on the {split} inputs; give inputs on which the model is")
     return found
@@ -127,7 +107,7 @@ class Curve:
         return Curve(self.order, self.damage * factor)
 
 
-Criterion = Callable[[Group, Mapping[str, Moments]], Curve]
+Criterion = Callable[[Group, Mapping[Source, Moments]], Curve]
 
 
 def _additive(scores: np.ndarray) -> Curve:
@@ -135,7 +115,7 @@ def _additive(scores: np.ndarray) -> Curve:
     return Curve(order, np.concatenate([[0.0], np.cumsum(scores[order])]))
 
 
-def magnitude(group: Group, moments: Mapping[str, Moments]) -> Curve:
+def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     """Share of the squared weight norm: the file alone decides (``moments`` is not read)."""
     del moments
     scores = np.zeros(group.size)
@@ -151,11 +131,11 @@ def magnitude(group: Group, moments: Mapping[str, Moments]) -> Curve:
     return _additive(scores / max(scores.sum(), 1e-30))
 
 
-def activation(group: Group, moments: Mapping[str, Moments]) -> Curve:
+def activation(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     """Share of the consumers' output energy that a unit's own rows make, its mean excepted (the mean can be folded)."""
     scores = np.zeros(group.size)
     for consumer in consumers(group):
-        cov, W = moments[consumer.activation].covariance(), consumer.matrix()
+        cov, W = moments[consumer.lowering.source].covariance(), consumer.matrix()
         outer = cov * (W @ W.T)  # [K, K]: summed over a unit's block, the energy of its contribution
         total = max(float(outer.sum()), 1e-30)
         for unit in range(group.size):
@@ -164,13 +144,13 @@ def activation(group: Group, moments: Mapping[str, Moments]) -> Curve:
     return _additive(np.maximum(scores, 0))
 
 
-def reconstruction(group: Group, moments: Mapping[str, Moments]) -> Curve:
+def reconstruction(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     """Energy that is lost although the remaining rows are refitted by least squares after each step.
 
     Optimal brain surgeon on blocks of rows (Hassibi & Stork 1993; Kurtic et al. 2023, "ZipLM", for structures): with
     ``H`` the inverse covariance of the consumer's inputs, removing rows U costs ``tr(W_U^T (H_UU)^-1 W_U)``.
     """
-    states = [_Elimination(consumer, moments[consumer.activation]) for consumer in consumers(group)]
+    states = [_Elimination(consumer, moments[consumer.lowering.source]) for consumer in consumers(group)]
     alive = np.arange(group.size)
     order: list[int] = []
     damage = [0.0]
@@ -187,14 +167,18 @@ def reconstruction(group: Group, moments: Mapping[str, Moments]) -> Curve:
 
 
 class _Elimination:
-    """One consumer's rows under successive removal: inverse covariance ``H[K, K]`` and refitted ``W[K, N]``."""
+    """A group's rows of one consumer under successive removal: inverse covariance ``H[K, K]``, refitted ``W[K, N]``.
+
+    The other rows are refitted too, but what the group's own rows cost depends on these alone.
+    """
 
     def __init__(self, consumer: Consumer, moment: Moments) -> None:
-        self.W = consumer.matrix().copy()
-        cov = moment.covariance()
-        self.energy = max(float(np.einsum("kn,kn->", self.W, cov @ self.W)), 1e-30)
-        self.H = np.linalg.inv(ridged(cov, moment.count))
-        self.units = consumer.units
+        W = consumer.matrix()
+        self.energy = max(float(np.einsum("kn,kn->", W, moment.covariance() @ W)), 1e-30)
+        owned = np.flatnonzero(consumer.units >= 0)
+        self.W = W[owned]
+        self.H = moment.inverse()[np.ix_(owned, owned)]
+        self.units = consumer.units[owned]
 
     def costs(self, alive: np.ndarray) -> np.ndarray:
         """For each unit, the energy lost without its rows, as a share of all."""
@@ -232,43 +216,3 @@ CRITERIA: dict[str, Criterion] = {
     "activation": activation,
     "reconstruction": reconstruction,
 }
-
-
-def allocate(
-    curves: Sequence[Curve], unit_costs: Sequence[float], budget: float, stops: Sequence[Sequence[int]]
-) -> list[int]:
-    """How many units each curve gives up so that about ``budget`` (in cost) goes at the least total damage.
-
-    Greedy on the lower convex hull of each curve over its ``stops`` (allowed numbers of removed units, rising from 0).
-    The total ends at the allowed point nearest to the budget.
-    """
-    moves: list[tuple[float, int, int, float]] = []
-    for i, (curve, cost, allowed) in enumerate(zip(curves, unit_costs, stops, strict=True)):
-        hull: list[int] = []
-        for n in allowed:
-            while len(hull) > 1 and _slope(curve, hull[-2], hull[-1]) >= _slope(curve, hull[-1], n):
-                hull.pop()
-            hull.append(n)
-        for a, b in itertools.pairwise(hull):
-            price = _slope(curve, a, b) / cost
-            inside = [n for n in allowed if a <= n <= b]
-            moves += [(price, i, n, (n - before) * cost) for before, n in itertools.pairwise(inside)]
-    moves.sort(key=lambda move: (move[0], move[1], move[2]))
-    counts = [0] * len(curves)
-    spent = 0.0
-    for _, i, n, cost in moves:
-        if spent + cost / 2 > budget:
-            break
-        counts[i] = n
-        spent += cost
-    return counts
-
-
-def _slope(curve: Curve, a: int, b: int) -> float:
-    return float(curve.damage[b] - curve.damage[a]) / (b - a)
-
-
-def removal_stops(size: int, round_to: int) -> list[int]:
-    """Numbers of units that may go: nothing, or down to a positive multiple of ``round_to``."""
-    multiples = range(round_to * ((size - 1) // round_to), 0, -round_to)
-    return [0, *(size - kept for kept in multiples)]

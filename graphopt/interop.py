@@ -102,6 +102,10 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        """Raises PassError."""
+        _refuse()
+
     def acceptable(self, model: ir.Model) -> bool:
         """Raises PassError."""
         _refuse()

@@ -15,20 +15,22 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
-from graphopt.importance import Consumer, Moments, attribute, ridged
+from graphopt.importance import Consumer, Moments
+from graphopt.lowering import POSITIONS, WIDEST, Lowering, attribute
 from graphopt.transform import PassContext
 
 #: Ridge strengths tried, as a share of the mean diagonal of the inputs' covariance; held-out inputs choose.
 RIDGES = (1e-6, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+ROWS_PER_WEIGHT = 12  #: rows of patches gathered for each row of a convolution's weight, where there are so many
 HELD_OUT = 5  #: every fifth calibration sample judges the candidates, and is then fitted too
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Patch:
-    """New parameters for one contraction: rows ``weight[K, N]`` (None: unchanged) and what its output is shifted by."""
+    """New parameters for one contraction: a weight (None: unchanged) and what its output is shifted by."""
 
-    node: str  #: name of the MatMul or Gemm
-    weight: np.ndarray | None
+    node: str
+    weight: np.ndarray | None  #: by channel, see ``lowering.py``
     shift: np.ndarray  #: [N]
     method: str  #: "refit" with its ridge, or "mean fold"
     errors: tuple[float, float] = (
@@ -100,12 +102,18 @@ def solve(pairs: Pairs, start: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def refit_from_moments(consumer: Consumer, moments: Moments, removed: np.ndarray) -> Patch:
-    """The refit of one consumer when its inputs are those of the unpruned graph: no further run is needed."""
-    kept = ~np.isin(consumer.units, removed)
-    W, cov = consumer.matrix(), ridged(moments.covariance(), moments.count)
-    weight = np.linalg.solve(cov[np.ix_(kept, kept)], cov[kept] @ W)
-    shift = moments.mean @ W - moments.mean[kept] @ weight
-    return Patch(consumer.node.name or "", np.asarray(weight), np.asarray(shift), "refit")
+    """The refit of one consumer when its inputs are those of the unpruned graph: no further run is needed.
+
+    A convolution's taps are solved for one by one, as if neighbouring positions had nothing to do with each other.
+    """
+    gone = np.isin(consumer.units, removed)
+    kept = ~gone
+    W, H = consumer.matrix(), moments.inverse()
+    weight = np.asarray(W[kept] - H[np.ix_(kept, gone)] @ np.linalg.solve(H[np.ix_(gone, gone)], W[gone]))
+    shift = np.asarray(moments.mean @ W - moments.mean[kept] @ weight)
+    if consumer.lowering.taps > 1:
+        shift = shift.reshape(-1, consumer.lowering.taps).sum(axis=1)
+    return Patch(consumer.node.name or "", weight, shift, "refit")
 
 
 def gather_pairs(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site) -> tuple[Pairs, Pairs]:
@@ -113,22 +121,31 @@ def gather_pairs(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site
 
     One run over the calibration split gives both the rows to fit and, every ``HELD_OUT``-th sample, rows to judge by.
     Where the output joins a residual stream, the target makes up for that stream's own error as well:
-    ``y = output_original + skip_original - skip_rewritten``. What the contraction itself adds to its product (a Gemm's
-    third operand) stays as it is, so it is not part of the target.
+    ``y = output_original + skip_original - skip_rewritten``. What the contraction itself adds to its product (a third
+    operand) stays as it is, so it is not part of the target.
 
     Raises PassError when the split is empty or the values are not finite.
     """
+    lowering = _lowering(rewritten, site.node)
     skips = [site.skip] if site.skip else []
     wanted = [site.activation, *skips, *([site.output] if site.adds else [])]
-    start = _weight_of(rewritten, site.node)
+    start = lowering.by_patch()
     fit, judge = (Pairs(*start.shape) for _ in range(2))
+    limit = _samples(lowering)
     seen = 0
-    for before, after in zip(ctx.observe(original, [site.output, *skips]), ctx.observe(rewritten, wanted), strict=True):
-        x, y = after[site.activation], before[site.output]
+    both = zip(
+        ctx.observe(original, [site.output, *skips], limit=limit),
+        ctx.observe(rewritten, wanted, limit=limit),
+        strict=True,
+    )
+    for number, (before, after) in enumerate(both):
+        whole = before[site.output]
+        x = lowering.patches(after[site.activation], whole.shape, number)
         if site.skip:
-            y = np.broadcast_to(y + (before[site.skip] - after[site.skip]), y.shape)
+            whole = np.broadcast_to(whole + (before[site.skip] - after[site.skip]), whole.shape)
+        y = lowering.targets(whole, number)
         if site.adds:
-            y = y - (after[site.output] - x @ start)
+            y = y - (lowering.targets(after[site.output], number) - x @ start)
         held = np.arange(seen, seen + len(x)) % HELD_OUT == HELD_OUT - 1
         fit.add(x[~held], y[~held])
         judge.add(x[held], y[held])
@@ -136,6 +153,11 @@ def gather_pairs(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site
     if not seen or not np.isfinite(fit.yy + judge.yy):
         raise PassError(f"{site.node}: no finite inputs to refit on")
     return fit, judge if judge.count else fit
+
+
+def _samples(lowering: Lowering) -> int | None:
+    """How many samples are enough: every sample of a convolution has many positions, and maps are large."""
+    return max(64, ROWS_PER_WEIGHT * lowering.width // POSITIONS) if lowering.convolves else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +171,11 @@ class Site:
     adds: bool = False  #: whether it adds an operand to the product itself
 
     @classmethod
-    def of(cls, node: ir.Node) -> Site:
-        """Read a MatMul or Gemm and what its output is added to."""
-        source = node.inputs[0]
-        return cls(
-            node.name or "",
-            (source.name if source is not None else None) or "",
-            node.outputs[0].name or "",
-            _residual(node),
-            node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None,
-        )
+    def of(cls, lowering: Lowering) -> Site:
+        """Read a contraction and what its output is added to."""
+        node = lowering.node
+        adds = node.op_type in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] is not None
+        return cls(node.name or "", lowering.activation, lowering.output, _residual(node), adds)
 
 
 def _residual(node: ir.Node) -> str | None:
@@ -186,14 +203,12 @@ def _residual(node: ir.Node) -> str | None:
 
 def apply_patch(editor: GraphEditor, patch: Patch) -> None:
     """Write a patch into the model: the weight in its stored orientation, the shift into the nearest bias."""
-    node = next(n for n in editor.graph if n.name == patch.node)
-    weight = node.inputs[1]
+    lowering = _lowering(editor.model, patch.node)
+    node, tensor = lowering.node, lowering.weight.const_value
+    assert tensor is not None
     if patch.weight is not None:
-        if weight is None or weight.const_value is None:
-            raise ValueError(f"{patch.node!r} has no weight to refit")
-        array = (patch.weight.T if attribute(node, "transB", 0) else patch.weight) / attribute(node, "alpha", 1.0)
-        stored = weight.const_value.dtype.numpy()
-        editor.set_initializer(weight, array.astype(stored), uses=[(node, 1)])
+        array = lowering.stored(patch.weight).astype(tensor.dtype.numpy())
+        editor.set_initializer(lowering.weight, array, uses=[(node, 1)])
     shift_output(editor, node, patch.shift)
 
 
@@ -202,7 +217,7 @@ def shift_output(editor: GraphEditor, node: ir.Node, shift: np.ndarray) -> None:
     output = node.outputs[0]
     slots: list[tuple[ir.Node, int]] = []
     beta = attribute(node, "beta", 1.0)
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None and beta:
+    if node.op_type in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] is not None and beta:
         slots.append((node, 2))
     uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output():
@@ -225,6 +240,10 @@ def shift_output(editor: GraphEditor, node: ir.Node, shift: np.ndarray) -> None:
     weight = node.inputs[1]
     dtype = weight.const_value.dtype.numpy() if weight is not None and weight.const_value is not None else np.float32
     value = editor.add_initializer(f"{node.name}/shift", shift.astype(dtype))
+    if node.op_type == "Conv":
+        node.resize_inputs(3)
+        node.replace_input_with(2, value)
+        return
     readers = list(output.uses())
     (shifted,) = editor.insert_node("Add", [output, value], after=node, name=f"{node.name}/shift_add")
     if output.is_graph_output():
@@ -252,6 +271,11 @@ def refit_sites(
     bare = rewritten.clone()
     with ctx.progress("refit", len(sites)) as bar:
         for site in sites:
+            width = _lowering(rewritten, site.node).width
+            if width > WIDEST:
+                left.append((site.node, f"kept as sliced: its {width} rows are more than the {WIDEST} refit can hold"))
+                bar.advance()
+                continue
             patch = _best_patch(original, rewritten, ctx, site, refit)
             if patch is not None:
                 apply_patch(GraphEditor(rewritten), patch)
@@ -270,7 +294,7 @@ def refit_sites(
 def _best_patch(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, refit: bool) -> Patch | None:
     fit, judge = gather_pairs(original, rewritten, ctx, site)
     everything = fit + judge if judge is not fit else fit
-    start = _weight_of(rewritten, site.node)
+    start = _lowering(rewritten, site.node).by_patch()
     as_sliced = judge.error(start, np.zeros(start.shape[1]))
     fold = Patch(
         site.node, None, everything.shift(start), "mean fold", (as_sliced, judge.error(start, fit.shift(start)))
@@ -280,15 +304,14 @@ def _best_patch(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site:
         ridge = min(errors, key=errors.__getitem__)
         if errors[ridge] < min(fold.errors):
             W = solve(everything, start, ridge)
-            return Patch(site.node, W, everything.shift(W), f"refit (ridge {ridge:g})", (as_sliced, errors[ridge]))
+            weight = _lowering(rewritten, site.node).from_patch(W)
+            return Patch(site.node, weight, everything.shift(W), f"refit (ridge {ridge:g})", (as_sliced, errors[ridge]))
     return fold if fold.errors[1] < as_sliced else None
 
 
-def _weight_of(model: ir.Model, node_name: str) -> np.ndarray:
-    """What a contraction multiplies its input with: [K, N], float64, its scale included."""
+def _lowering(model: ir.Model, node_name: str) -> Lowering:
     node = next(n for n in model.graph if n.name == node_name)
-    weight = node.inputs[1]
-    if weight is None or weight.const_value is None:
-        raise ValueError(f"{node_name!r} has no weight")
-    array = weight.const_value.numpy().astype(np.float64) * attribute(node, "alpha", 1.0)
-    return array.T if attribute(node, "transB", 0) else array
+    lowering = Lowering.of(node)
+    if lowering is None:
+        raise ValueError(f"{node_name!r} is no contraction with a weight")
+    return lowering

@@ -15,7 +15,7 @@ from graphopt.analysis.atoms import Atom, find, keep_mask, leaves, resized
 from graphopt.analysis.axes import AxisAnalysis, Group
 from graphopt.analysis.rules.context import SizeAttribute, SizeOperand
 from graphopt.analysis.vanish import maskable, zero_point
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, bodies, walk_nodes
 from graphopt.errors import PassError
 
 Removal = Mapping[Group, np.ndarray]  #: unit numbers to remove, for each group
@@ -66,11 +66,10 @@ def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> Non
             uses = [(node, index) for node, index in named if maskable(node, index)]
             if not uses:
                 continue
-            array = whole.copy()
+            array = whole
             for axis, mask in masks.items():
-                zero = zero_point(*uses[0])
-                zero = zero[~mask].reshape(-1, *[1] * (array.ndim - 1)) if zero.size == len(mask) > 1 else zero
-                np.moveaxis(array, axis, 0)[~mask] = zero
+                kept = mask.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+                array = np.where(kept, array, zero_point(*uses[0]).astype(array.dtype))
             editor.set_initializer(value, array, uses=uses)
 
 
@@ -211,8 +210,15 @@ def _spell_out_split(
 
 
 def _forget_shapes(model: ir.Model) -> None:
-    """Recorded shapes of intermediate values may be stale now; consumers infer them again."""
-    for node in model.graph.all_nodes():
+    """Recorded sizes of intermediate values may be stale now; consumers infer them again.
+
+    What bodies are fed keeps its rank, which ONNX Runtime wants to know.
+    """
+    interface = {*model.graph.inputs, *model.graph.outputs}
+    for node in walk_nodes(model):
         for value in node.outputs:
-            if not value.is_graph_output():
+            if value not in interface:
                 value.shape = None
+        for value in (v for body in bodies(node) for v in body.inputs):
+            if value.shape is not None:
+                value.shape = ir.Shape([None] * len(value.shape))

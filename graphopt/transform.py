@@ -126,6 +126,14 @@ class PassContext(Protocol):
         """Median seconds per run, interleaved, over the pipeline's timing shapes (geometric mean over shapes)."""
         ...
 
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        """Measured seconds of each node of ``model``'s main graph, by name, over the pipeline's timing shapes.
+
+        They add up to the time of a run (geometric mean over shapes) in which ONNX Runtime optimises nothing. A node
+        with bodies has the time of everything inside.
+        """
+        ...
+
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         ...

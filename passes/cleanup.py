@@ -11,13 +11,14 @@ from pydantic import Field
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.model import clone_model, model_bytes
+from graphopt.passes.cleaning.batch_norm import fold_batch_norms
 from graphopt.passes.cleaning.dead import drop_dead_code, drop_unused_opsets
 from graphopt.passes.cleaning.fold import fold_constants
 from graphopt.passes.cleaning.known_shapes import fold_known_dims
 from graphopt.passes.cleaning.lift import inline_functions, lift_constants
 from graphopt.passes.cleaning.merge import merge_equal_nodes
 from graphopt.passes.cleaning.noops import drop_noops
-from graphopt.passes.cleaning.repair import expand_operands
+from graphopt.passes.cleaning.repair import expand_operands, scalar_bounds
 from graphopt.passes.cleaning.share import share_equal_initializers
 from graphopt.passes.cleaning.simplify import simplify_symbolically
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
@@ -32,7 +33,7 @@ class CleanupConfig(PassConfig):
     """Bytes by which a folded result may exceed the constants it replaces."""
 
     fold: bool = True
-    """Compute what does not depend on the inputs."""
+    """Compute what does not depend on the inputs, and fold batch normalisations into the weights before them."""
 
     share: bool = True
     """Store equal initializers once."""
@@ -97,7 +98,9 @@ class _Cleaning:
         if self.config.fold:
             self._step("known dims", lambda: fold_known_dims(GraphEditor(self.model)))
             self._step("fold", lambda: fold_constants(GraphEditor(self.model), self.config.fold_limit))
+            self._step("fold batch norm", lambda: fold_batch_norms(GraphEditor(self.model)))
             self._step("simplify", self._simplify)
+        self._step("scalar bounds", lambda: scalar_bounds(GraphEditor(self.model)))
         self._step("merge equal nodes", lambda: merge_equal_nodes(GraphEditor(self.model)))
         self._step("drop dead code", lambda: drop_dead_code(GraphEditor(self.model)))
         if self.config.share:

@@ -1,26 +1,16 @@
-"""Remove attention heads and feed-forward neurons, under one budget over all layers."""
+"""Remove heads, neurons, channels and hidden units, under one budget over all layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-import numpy as np
-import onnx_ir as ir
 from pydantic import Field
 
-from graphopt.analysis.axes import Group, analyse_axes
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.importance import CRITERIA, Curve, Moments, allocate, collect_moments, consumers, removal_stops
-from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
-from graphopt.slicing import slice_units
+from graphopt.errors import GraphoptError
+from graphopt.passes.pruning.search import Decision, Search, bytes_saved, carry_out
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
-
-PROBED = 0.45  #: share of a group's units that is removed alone, to measure what that does to the outputs
-PROBE_SAMPLES = 48  #: selection samples those probes run on: enough to rank groups
-BISECTIONS = 5  #: steps of ``ratio=auto``: resolution 1/32 of the prunable parameters
 
 
 class PruneConfig(PassConfig):
@@ -31,32 +21,25 @@ class PruneConfig(PassConfig):
     criterion: Literal["auto", "magnitude", "activation", "reconstruction"] = "auto"
     """How units are ranked; "auto" is reconstruction with data, magnitude without."""
     round_to: int | None = Field(default=None, ge=1)
-    """Surviving units are a multiple of this; default 16 for neurons (one AVX-512 vector), 1 for heads."""
+    """Surviving units are a multiple of this; default 1 for heads, else 16 (a vector) or a quarter of few units."""
     refit: bool = True
     """Refit what reads the pruned axes by least squares where that helps on held-out inputs (needs data)."""
     exclude: tuple[str, ...] = ()
     """Groups to leave alone, by name as ``inspect`` prints them, e.g. ``heads.0``."""
-
-
-NOT_REFITTED = Refit((), (), (0.0, 0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """Unit numbers to remove from each group (by name), then what to refit, in order."""
-
-    removal: Mapping[str, np.ndarray]
-    refit: Refit = NOT_REFITTED
+    counts: dict[str, Annotated[int, Field(ge=0)]] | None = None
+    """How many units each group loses, by name, instead of ``ratio``: what a replay is given."""
 
 
 class Prune(Pass[PruneConfig]):
-    """Remove the heads and neurons that matter least, ranked together over all layers.
+    """Remove the heads, neurons, channels and hidden units that matter least, ranked together over all layers.
 
     Matches:  every prunable group with one of the pass's roles that the axis analysis finds, in any exporter's graph.
-    Rewrites: slices all weights a unit touches and repairs every shape constant; then refits each consumer
-              ``X[..., K] @ W[K, N]`` front to back against the unpruned graph (Gram matrices streamed, O(K^2) memory).
+    Rewrites: slices all weights a unit touches and repairs every shape constant; then refits each consumer (a product
+              ``X[..., K] @ W[K, N]``, or a convolution by its patches) front to back against the unpruned graph (Gram
+              matrices streamed, O(K^2) memory).
     Score:    ``criterion`` gives each group a damage curve; with data, each curve is scaled by the divergence measured
-              at the model's outputs when that group alone is pruned. One greedy allocation serves the budget.
+              at the model's outputs when that group alone is pruned. One greedy allocation serves the budget by damage
+              for what a unit is worth, its share of the parameters plus its share of the measured time.
     Without data: magnitude and no refit; the notes say so.
     """
 
@@ -67,29 +50,45 @@ class Prune(Pass[PruneConfig]):
     idempotent = False
     strength = "ratio"
     Config = PruneConfig
-    roles: ClassVar[tuple[str, ...]] = ("heads", "neurons")
+    roles: ClassVar[tuple[str, ...]] = ("heads", "neurons", "channels", "units")
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
-        """Choose units and refits; raises UsageError through the config for impossible parameters."""
-        groups = [g for g in view.axes.by_role(*self.roles) if g.name not in self.config.exclude]
+        """Choose units and refits; raises PassError for counts that no group can lose."""
+        if self.config.ratio == 0 and not self.config.counts:
+            return Plan(declined=(Declined("model", "ratio=0 removes nothing"),))
+        try:
+            axes = view.axes
+        except GraphoptError as error:
+            return Plan(declined=(Declined("model", f"no sizes are known, so neither are groups: {error}"),))
+        groups = [g for g in axes.by_role(*self.roles) if g.name not in self.config.exclude]
         declined = self._declined(view)
         if not groups:
-            return Plan(declined=(*declined, Declined("model", f"no prunable {' or '.join(self.roles)} were found")))
+            *most, last = self.roles
+            wanted = f"{', '.join(most)} or {last}" if most else last
+            return Plan(declined=(*declined, Declined("model", f"no prunable {wanted} were found")))
         notes: list[str] = []
-        search = _Search(view, ctx, groups, self.config, notes)
-        if self.config.ratio == "auto":
-            ratio, decision = search.furthest()
+        config = self.config
+        search = Search(
+            view, ctx, groups, notes, criterion=config.criterion, round_to=config.round_to, refit=config.refit
+        )
+        if config.counts is not None:
+            counts, decision = config.counts, search.repeat(config.counts)
+            ratio = config.ratio
+        elif config.ratio == "auto":
+            ratio, counts, decision = search.furthest()
         else:
-            ratio, decision = self.config.ratio, search.decide(self.config.ratio)
+            ratio = config.ratio
+            counts, decision = search.decide(ratio)
+        resolved = {"ratio": ratio, "counts": counts}
         if not decision.removal:
-            reason = f"ratio={ratio:g} of {search.total:,} parameters is less than the smallest step"
-            return Plan(declined=(*declined, Declined("model", reason)), resolved={"ratio": ratio})
+            reason = f"ratio={ratio} of {search.footprint.total:,.0f} parameters is less than the smallest step"
+            return Plan(declined=(*declined, Declined("model", reason)), resolved=resolved)
         changes = tuple(
             Change(
                 site=f"{group.name} ({group.touches[-1].node.name})",
                 before=f"{group.size} {group.role}",
                 after=f"{group.size - len(decision.removal[group.name])} {group.role}",
-                saves=_bytes_saved(group, len(decision.removal[group.name])),
+                saves=bytes_saved(group, len(decision.removal[group.name])),
             )
             for group in groups
             if group.name in decision.removal
@@ -106,12 +105,16 @@ class Prune(Pass[PruneConfig]):
                 f"{len(refit.patches)} of {total} consumers refitted: the outputs' divergence fell from {before:.4f} "
                 f"to {after:.4f} on held-out inputs"
             )
-        return Plan(changes, declined, tuple(notes), {"ratio": ratio}, decision)
+        return Plan(changes, declined, tuple(notes), resolved, decision)
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Slice, then patch."""
-        decision: _Decision = plan.payload
-        _carry_out(editor, decision)
+        decision: Decision = plan.payload
+        carry_out(editor, decision)
+
+    def with_strength(self, value: float) -> Self:
+        """This pass at another ratio; counts that an earlier decision pinned do not hold then."""
+        return type(self)(self.config.model_copy(update={"ratio": value, "counts": None}))
 
     def _declined(self, view: GraphView) -> tuple[Declined, ...]:
         frozen = [Declined(g.name, g.reasons[0]) for g in view.axes.groups if g.role in self.roles and not g.prunable]
@@ -134,106 +137,15 @@ class PruneHeads(Prune):
     roles = ("heads",)
 
 
+class PruneChannels(Prune):
+    """Remove the channels of convolutions that matter least; see ``prune``."""
+
+    name = "prune-channels"
+    roles = ("channels",)
+
+
 class PruneNeurons(Prune):
     """Remove the feed-forward neurons that matter least; see ``prune``."""
 
     name = "prune-neurons"
     roles = ("neurons",)
-
-
-class _Search:
-    """Ranks once, then decides for any ratio."""
-
-    def __init__(
-        self, view: GraphView, ctx: PassContext, groups: Sequence[Group], config: PruneConfig, notes: list[str]
-    ) -> None:
-        self.view, self.ctx, self.groups, self.config, self.notes = view, ctx, groups, config, notes
-        self.measured = ctx.has_data and ctx.can_run
-        self.consumers = {g: consumers(g) for g in groups}
-        self.order = {node.name: i for i, node in enumerate(view.model.graph)}
-        self.total = sum(g.parameters for g in groups)
-        criterion = config.criterion
-        if criterion == "auto":
-            criterion = "reconstruction" if self.measured else "magnitude"
-        if not self.measured:
-            notes.append(
-                "no data: units are ranked by weight magnitude and nothing is refitted, which costs several times the "
-                "quality of a data-driven choice; pass --data"
-            )
-        self.moments: dict[str, Moments] = {}
-        if self.measured:
-            sites = [c.activation for found in self.consumers.values() for c in found]
-            self.moments = collect_moments(view.model, ctx, dict.fromkeys(sites))
-        self.curves = [self._curve(group, criterion) for group in groups]
-        if self.measured:
-            self.curves = self._scaled_by_divergence(self.curves)
-
-    def _curve(self, group: Group, criterion: str) -> Curve:
-        if not self.consumers[group] and criterion != "magnitude":
-            self.notes.append(f"{group.name}: no plain weight reads it, ranked by magnitude")
-            criterion = "magnitude"
-        if criterion != "magnitude" and not self.measured:
-            criterion = "magnitude"
-        return CRITERIA[criterion](group, self.moments)
-
-    def _scaled_by_divergence(self, curves: Sequence[Curve]) -> list[Curve]:
-        """Damage in units of the outputs' divergence: groups of different layers become comparable."""
-        scaled = []
-        with self.ctx.progress("probe groups", len(curves)) as bar:
-            for group, curve in zip(self.groups, curves, strict=True):
-                count = max(1, int(PROBED * group.size))
-                (divergence,) = self.ctx.divergences([self._probe(group, curve.order[:count])], limit=PROBE_SAMPLES)
-                scaled.append(curve.scaled(max(divergence, 0.0) / max(curve.damage[count], 1e-12)))
-                bar.advance()
-        return scaled
-
-    def _probe(self, group: Group, units: np.ndarray) -> ir.Model:
-        """The model with one group pruned and its consumers refitted from the moments at hand."""
-        patches = [refit_from_moments(c, self.moments[c.activation], units) for c in self.consumers[group]]
-        return self._built(_Decision({group.name: units}, Refit(tuple(patches), (), (0.0, 0.0))))
-
-    def _built(self, decision: _Decision) -> ir.Model:
-        trial = self.view.model.clone()
-        _carry_out(GraphEditor(trial), decision, self.view)
-        return trial
-
-    def decide(self, ratio: float) -> _Decision:
-        """Units for one ratio, and the refits that go with them."""
-        stops = [removal_stops(g.size, self.config.round_to or (16 if g.role == "neurons" else 1)) for g in self.groups]
-        costs = [g.unit_parameters for g in self.groups]
-        counts = allocate(self.curves, costs, ratio * self.total, stops)
-        removal = {g.name: np.sort(c.order[:n]) for g, c, n in zip(self.groups, self.curves, counts, strict=True) if n}
-        decision = _Decision(removal)
-        if not (removal and self.measured):
-            return decision
-        nodes = {c.node for g in self.groups if g.name in removal for c in self.consumers[g]}
-        sites = [Site.of(node) for node in sorted(nodes, key=lambda n: self.order[n.name])]
-        sliced = self._built(decision)
-        return _Decision(removal, refit_sites(self.view.model, sliced, self.ctx, sites, refit=self.config.refit))
-
-    def furthest(self) -> tuple[float, _Decision]:
-        """The largest ratio the guard accepts, by bisection."""
-        low, high = 0.0, 1.0
-        best = _Decision({})
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            decision = self.decide(middle)
-            if not decision.removal or self.ctx.acceptable(self._built(decision)):
-                low, best = middle, decision
-            else:
-                high = middle
-        return low, best
-
-
-def _carry_out(editor: GraphEditor, decision: _Decision, view: GraphView | None = None) -> None:
-    axes = analyse_axes(editor.model, (view or GraphView(editor.model)).shapes)
-    by_name = {group.name: group for group in axes.groups}
-    slice_units(editor, axes, {by_name[name]: units for name, units in decision.removal.items()})
-    for patch in decision.refit.patches:
-        apply_patch(editor, patch)
-    editor.drop_dead()
-
-
-def _bytes_saved(group: Group, units: int) -> int:
-    sizes = [t.value.const_value.dtype.itemsize for t in group.touches if t.value.const_value is not None]
-    return round(group.unit_parameters * units * max(sizes, default=4))

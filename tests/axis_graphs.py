@@ -307,11 +307,78 @@ def _quantize(d: Draft) -> None:
     d.keep(d.op(f"DequantizeLinear({a}, {b}, {c})"), width)
 
 
-STEPS = (
+def _recurrent(d: Draft) -> None:
+    """Hidden units over the positions, forwards or both ways."""
+    (value, width), units = d.value(), d.draw(st.integers(2, 4))
+    kind, gates = d.draw(st.sampled_from((("LSTM", 4), ("GRU", 3), ("RNN", 1))))
+    ways = d.draw(st.sampled_from((1, 1, 2)))
+    attributes = f"hidden_size = {units}" + (', direction = "bidirectional"' if ways == 2 else "")
+    if kind == "GRU" and d.draw(st.booleans()):
+        attributes += ", linear_before_reset = 1"
+    steps = d.op(f"Transpose <perm = [1, 0, 2]> ({value})")
+    weights = f"{d.weight(ways, gates * units, width)}, {d.weight(ways, gates * units, units)}"
+    bias = f", {d.weight(ways, 2 * gates * units)}" if d.draw(st.booleans()) else ""
+    states = d.op(f"{kind} <{attributes}> ({steps}, {weights}{bias})")
+    back = d.op(f"Transpose <perm = [2, 0, 1, 3]> ({states})")
+    d.keep(d.op(f"Reshape({back}, {d.number(0, 0, ways * units)})"), ways * units)
+
+
+def _inside(d: Draft, start: str, width: int) -> tuple[str, str]:
+    """The lines of a body that makes a value of ``width`` from ``start`` and whatever lies outside; its result."""
+    lines, pool, d.lines = d.lines, list(d.pool), []
+    d.keep(start, width)
+    for _ in range(d.draw(st.integers(1, 2))):
+        d.draw(st.sampled_from(STRAIGHT))(d)
+    value, wide = d.pool[-1]
+    if wide != width:
+        value = d.linear(value, wide, width)
+    result = d.op(f"{d.draw(st.sampled_from(('Identity', 'Tanh', 'Neg')))}({value})")
+    text, d.lines, d.pool = "\n".join(d.lines), lines, pool
+    return text, result
+
+
+def _branch(d: Draft) -> None:
+    value, width = d.value()
+    flag = d.op("ReduceMax <keepdims = 0> (mask)")
+    condition = d.op(f"Cast <to = 9> ({flag})")
+    if d.draw(st.booleans()):
+        condition = d.op(f"Not({condition})")
+    then, yes = _inside(d, value, width)
+    other, no = _inside(d, value, width)
+    branches = (
+        f"then_branch = {d.name()} () => (float[B,S,N] {yes}) {{ {then} }}, "
+        f"else_branch = {d.name()} () => (float[B,S,N] {no}) {{ {other} }}"
+    )
+    d.keep(d.op(f"If ({condition}) <{branches}>"), width)
+
+
+def _loop(d: Draft) -> None:
+    """A value goes round two or three times; half of the time what it passes through is stacked up and averaged."""
+    value, width = d.value()
+    trips = d.op(f"Squeeze({d.number(d.draw(st.integers(2, 3)))})")
+    count, going, carried, go_on = d.name(), d.name(), d.name(), d.name()
+    text, result = _inside(d, carried, width)
+    head = f"(int64 {count}, bool {going}, float[B,S,N] {carried})"
+    if d.draw(st.booleans()):
+        body = f"{d.name()} {head} => (bool {go_on}, float[B,S,N] {result}) {{ {go_on} = Identity({going}) {text} }}"
+        d.keep(d.op(f"Loop ({trips}, , {value}) <body = {body}>"), width)
+        return
+    seen, last, all_ = d.name(), d.name(), d.name()
+    body = (
+        f"{d.name()} {head} => (bool {go_on}, float[B,S,N] {result}, float[B,S,N] {seen}) "
+        f"{{ {go_on} = Identity({going}) {text} {seen} = Sin({carried}) }}"
+    )
+    d.lines.append(f"{last}, {all_} = Loop ({trips}, , {value}) <body = {body}>")
+    d.keep(last, width)
+    d.keep(d.op(f"ReduceMean <keepdims = 0> ({all_}, {d.number(0)})"), width)
+
+
+STRAIGHT = (
     *(_linear, _linear, _neurons, _neurons, _neurons, _unary, _unary, _constant, _constant, _binary, _binary, _where),
     *(_mask, _residual, _concat, _concat, _split, _split, _slice, _slice, _pick, _heads, _heads, _heads, _arithmetic),
     *(_measured, _repeat, _repeat, _pad, _product, _product, _reduce, _normalise, _scan, _quantize),
 )
+STEPS = (*STRAIGHT, _recurrent, _recurrent, _branch, _loop)
 
 
 @st.composite

@@ -40,7 +40,7 @@ def text_model(
         listed = np.array([int(n) for n in numbers.replace("[", " ").replace("]", " ").split()], dtype=np.int64)
         array = listed[0] if "[" in numbers else listed
         tensors.append(onnx.numpy_helper.from_array(np.asarray(array), name.strip()))
-    header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1, "custom" : 1]>'
+    header = f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1, "ai.onnx.ml" : 3, "custom" : 1]>'
     proto = onnx.parser.parse_model(f"{header}\nmodel {signature} {{\n{body}\n}}")
     proto.graph.initializer.extend(tensors)
     model = ir.from_proto(proto)

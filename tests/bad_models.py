@@ -377,23 +377,44 @@ def _(path: Path) -> None:
     _save(model, path)
 
 
-@_case("sparse-initializer", "sparse")
-def _(path: Path) -> None:
+def _sparse(dims: list[int], place: int) -> onnx.ModelProto:
     model = tiny()
     values = numpy_helper.from_array(np.ones(1, np.float32), "s")
-    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    indices = numpy_helper.from_array(np.array([place], np.int64), "i")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, dims))
+    return model
+
+
+@_case("sparse-index", "index value at position [0] out of range")
+def _(path: Path) -> None:
+    _save(_sparse([4], 7), path)
+
+
+@_case("sparse-huge", "bytes when dense")
+def _(path: Path) -> None:
+    _save(_sparse([2**40, 2**40], 0), path)
+
+
+@_case("sparse-external", "keeps its parts in another file")
+def _(path: Path) -> None:
+    (path.parent / "values.bin").write_bytes(bytes(4))
+    model = _sparse([4], 0)
+    values = model.graph.sparse_initializer[0].values
+    values.ClearField("raw_data")
+    values.data_location = TensorProto.EXTERNAL
+    values.external_data.add(key="location", value="values.bin")
     _save(model, path)
 
 
-@_case("map-type", "map type")
+@_case("sparse-in-attribute", "holds a sparse tensor")
 def _(path: Path) -> None:
-    model = tiny()
-    info = model.graph.output.add(name="m")
-    info.type.map_type.key_type = TensorProto.INT64
-    info.type.map_type.value_type.tensor_type.elem_type = TensorProto.FLOAT
-    model.graph.node.append(helper.make_node("ZipMap", ["y"], ["m"], "zip", domain="ai.onnx.ml"))
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    model = _sparse([4], 0)
+    node = helper.make_node("Gizmo", ["x"], ["g"], "gizmo", domain="acme")
+    attribute = node.attribute.add(name="mask", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute.sparse_tensor.CopyFrom(model.graph.sparse_initializer[0])
+    del model.graph.sparse_initializer[:]
+    model.graph.node.append(node)
+    model.opset_import.append(helper.make_opsetid("acme", 1))
     _save(model, path)
 
 

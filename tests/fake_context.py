@@ -23,6 +23,7 @@ class FakeContext:
         self.original, self.has_data, self.can_run, self.seed = original, has_data, True, 0
         self.provider, self.target = "cpu", "cpu-vnni"
         self.accept, self.observed = accept, 0
+        self.seconds: dict[str, float] = {}  # of single nodes; the others take 1.0
         dims = symbolic_dims(original)
         made = [synthetic_feed(original, dict.fromkeys(dims, size), seed=i, ragged=True) for i in range(feeds)]
         self.splits = {"calibration": made[: feeds * 2 // 3], "selection": made[feeds * 2 // 3 :]}
@@ -51,6 +52,9 @@ class FakeContext:
 
     def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
         return dict.fromkeys(models, 1.0)
+
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        return {node.name or "": self.seconds.get(node.name or "", 1.0) for node in model.graph}
 
     def acceptable(self, model: ir.Model) -> bool:
         return self.divergence(model) <= self.accept

@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.budget import Saved, allocate, removal_stops
 from graphopt.errors import PassError
 from graphopt.importance import (
     Curve,
     Moments,
     activation,
-    allocate,
     collect_moments,
     consumers,
     magnitude,
     reconstruction,
-    removal_stops,
     ridged,
 )
+from graphopt.lowering import Lowering
 from tests.axis_cases import CASES, HIDDEN, eager, gemm, mlp
 from tests.axis_models import analyse, text_model
 from tests.fake_context import FakeContext
@@ -39,20 +40,24 @@ def test_moments_stream_to_what_they_are_at_once():
     np.testing.assert_allclose(moments.covariance(), np.cov(flat.T, bias=True), rtol=1e-4, atol=1e-5)
 
 
+def lowerings(model: ir.Model) -> list[Lowering]:
+    return [found for node in model.graph if (found := Lowering.of(node)) is not None]
+
+
 def test_moments_of_values_inside_a_model():
     model = mlp()
     ctx = FakeContext(model)
-    found = collect_moments(model, ctx, ["a", "h"])
+    found = collect_moments(model, ctx, lowerings(model))
     batches = np.concatenate([b["a"].reshape(-1, 16) for b in ctx.observe(model, ["a"])])
-    np.testing.assert_allclose(found["a"].mean, batches.mean(axis=0), rtol=1e-5)
-    assert set(found) == {"a", "h"}
+    np.testing.assert_allclose(found["a", -1].mean, batches.mean(axis=0), rtol=1e-5)
+    assert set(found) == {("x", -1), ("a", -1)}
 
 
 # -- consumers -------------------------------------------------------------------------------------
 def test_consumers_read_the_weight_as_it_multiplies():
     model = gemm()
     (consumer,) = consumers(analyse(model).prunable[0])
-    assert (consumer.activation, consumer.output) == ("a", "y")
+    assert (consumer.lowering.activation, consumer.lowering.output) == ("a", "y")
     np.testing.assert_allclose(consumer.matrix(), model.graph.initializers["W2"].const_value.numpy(), rtol=1e-6)  # type: ignore[union-attr]
 
     body = "h = MatMul(x, W1)\na = Relu(h)\ny = com.microsoft.FusedMatMul <transB = 1, alpha = 0.5> (a, W2)"
@@ -74,7 +79,7 @@ def test_consumers_of_heads_are_the_output_projections():
 def setting(model):
     group = next(g for g in analyse(model).prunable)
     ctx = FakeContext(model)
-    return group, collect_moments(model, ctx, [c.activation for c in consumers(group)])
+    return group, collect_moments(model, ctx, [c.lowering for c in consumers(group)])
 
 
 @pytest.mark.parametrize("criterion", [magnitude, activation, reconstruction])
@@ -101,7 +106,7 @@ def test_magnitude_is_the_share_of_squared_norm():
 def test_activation_is_the_energy_of_a_units_own_contribution():
     group, moments = setting(eager())
     (consumer,) = consumers(group)
-    cov, W = moments[consumer.activation].covariance(), consumer.matrix()
+    cov, W = moments[consumer.lowering.source].covariance(), consumer.matrix()
     own = []
     for unit in range(group.size):
         rows = consumer.units == unit
@@ -126,7 +131,7 @@ def lost(cov: np.ndarray, W: np.ndarray, gone: np.ndarray) -> float:
 def test_reconstruction_is_greedy_least_squares(build):
     group, moments = setting(build())
     (consumer,) = consumers(group)
-    moment, W = moments[consumer.activation], consumer.matrix()
+    moment, W = moments[consumer.lowering.source], consumer.matrix()
     energy = np.trace(W.T @ moment.covariance() @ W)
     cov = ridged(moment.covariance(), moment.count)
     curve = reconstruction(group, moments)
@@ -161,6 +166,10 @@ def test_magnitude_ranks_every_prunable_group(build):
 
 
 # -- the budget ------------------------------------------------------------------------------------
+def by_unit(costs: list[float]) -> Saved:
+    return lambda i, counts, n: (n - counts[i]) * costs[i]
+
+
 def test_removal_stops():
     assert removal_stops(12, 1) == list(range(12))
     assert removal_stops(64, 16) == [0, 16, 32, 48]
@@ -188,7 +197,7 @@ def test_allocation_is_the_best_of_its_cost_and_near_the_budget(problem):
     curves, costs, ratio = problem
     stops = [removal_stops(len(c.order), 1) for c in curves]
     total = sum(len(c.order) * cost for c, cost in zip(curves, costs, strict=True))
-    counts = allocate(curves, costs, ratio * total, stops)
+    counts = allocate(curves, costs, by_unit(costs), ratio * total, stops)
     assert all(n < len(c.order) for n, c in zip(counts, curves, strict=True)), "never the last unit"
     spent = sum(n * cost for n, cost in zip(counts, costs, strict=True))
     most = sum(s[-1] * cost for s, cost in zip(stops, costs, strict=True))
@@ -206,7 +215,7 @@ def test_allocation_stops_where_it_may(problem, round_to):
     curves, costs, ratio = problem
     stops = [removal_stops(len(c.order), round_to) for c in curves]
     total = sum(len(c.order) * cost for c, cost in zip(curves, costs, strict=True))
-    counts = allocate(curves, costs, ratio * total, stops)
+    counts = allocate(curves, costs, by_unit(costs), ratio * total, stops)
     assert all(n in allowed for n, allowed in zip(counts, stops, strict=True))
 
 
@@ -215,8 +224,8 @@ def test_a_dent_in_a_curve_is_crossed_as_a_whole():
     dented = Curve(np.arange(4), np.array([0.0, 9.0, 9.0, 9.0, 30.0]))
     plain = Curve(np.arange(4), np.array([0.0, 4.0, 8.0, 12.0, 16.0]))
     stops = [[0, 1, 2, 3]] * 2
-    assert allocate([dented, plain], [1.0, 1.0], 3, stops) == [3, 0]
-    assert allocate([dented, plain], [1.0, 1.0], 0, stops) == [0, 0]
+    assert allocate([dented, plain], [1.0, 1.0], by_unit([1.0, 1.0]), 3, stops) == [3, 0]
+    assert allocate([dented, plain], [1.0, 1.0], by_unit([1.0, 1.0]), 0, stops) == [0, 0]
 
 
 def test_inputs_that_are_not_finite_are_refused_by_name():
@@ -227,4 +236,4 @@ def test_inputs_that_are_not_finite_are_refused_by_name():
 
     model = text_model("(float[B, 4] x) => (float[B, 3] y)", "W[4,3]", "y = MatMul(x, W)")
     with pytest.raises(PassError, match="'x' is not finite on the calibration inputs"):
-        collect_moments(model, Broken(model), ["x"])
+        collect_moments(model, Broken(model), lowerings(model))

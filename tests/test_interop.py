@@ -46,3 +46,5 @@ def test_measuring_without_inputs_is_refused() -> None:
         context.divergence(model)
     with pytest.raises(PassError, match="no inputs"):
         context.latency({"a": model})
+    with pytest.raises(PassError, match="no inputs"):
+        context.node_seconds(model)

@@ -8,6 +8,7 @@ import pytest
 
 from graphopt.editing import GraphEditor
 from graphopt.importance import collect_moments, consumers
+from graphopt.lowering import Lowering
 from graphopt.model import clone_model, signature
 from graphopt.refit import (
     Pairs,
@@ -75,8 +76,8 @@ def test_refit_from_moments_is_least_squares_on_the_unpruned_inputs():
     group = analyse(model).prunable[0]
     (consumer,) = consumers(group)
     ctx = FakeContext(model, feeds=60)
-    moments = collect_moments(model, ctx, [consumer.activation])
-    patch = refit_from_moments(consumer, moments[consumer.activation], np.array([2, 7]))
+    moments = collect_moments(model, ctx, [consumer.lowering])
+    patch = refit_from_moments(consumer, moments[consumer.lowering.source], np.array([2, 7]))
     x = np.concatenate([b["a"].reshape(-1, 16) for b in ctx.observe(model, ["a"])]).astype(np.float64)
     kept = np.setdiff1d(np.arange(16), [2, 7])
     y = x @ consumer.matrix()
@@ -102,23 +103,29 @@ def residual() -> ir.Model:
     return text_model(HIDDEN, "W1[8,16] W2[16,8] b2[8] W3[8,12] W4[12,8]", body)
 
 
+def site(model: ir.Model, output: str) -> Site:
+    lowering = Lowering.of(node(model, output))
+    assert lowering is not None
+    return Site.of(lowering)
+
+
 def node(model: ir.Model, output: str) -> ir.Node:
     return next(n for n in model.graph if n.outputs[0].name == output)
 
 
 def test_sites_know_the_stream_they_join():
     model = residual()
-    assert Site.of(node(model, "o")).skip == "x"
-    assert Site.of(node(model, "p")).skip == "r"
-    assert Site.of(node(mlp(), "o")).skip is None
-    assert Site.of(node(gemm(), "y")).adds and not Site.of(node(model, "o")).adds
+    assert site(model, "o").skip == "x"
+    assert site(model, "p").skip == "r"
+    assert site(mlp(), "o").skip is None
+    assert site(gemm(), "y").adds and not site(model, "o").adds
 
 
 def test_the_target_makes_up_for_the_streams_own_error():
     model = residual()
     ctx = FakeContext(model)
     sliced = rebuilt(model, {"neurons.1": [0, 1, 2, 3]}, slice_units)
-    fit, judge = gather_pairs(model, sliced, ctx, Site.of(node(model, "p")))
+    fit, judge = gather_pairs(model, sliced, ctx, site(model, "p"))
     assert 0 < judge.count < fit.count
     pairs = fit + judge
     total, count = np.zeros(8), 0
@@ -135,7 +142,7 @@ def test_the_untouched_model_needs_no_patch(build):
     model = build()
     ctx = FakeContext(model)
     (consumer,) = consumers(analyse(model).prunable[0])
-    fit, judge = gather_pairs(model, model, ctx, Site.of(consumer.node))
+    fit, judge = gather_pairs(model, model, ctx, Site.of(consumer.lowering))
     pairs = fit + judge
     scale = pairs.yy / pairs.count
     assert pairs.error(consumer.matrix(), np.zeros(consumer.matrix().shape[1])) <= 1e-5 * scale
@@ -232,7 +239,7 @@ def test_copies_go_without_loss(build):
     fed = feeds(model)
     assert distance(outputs(model, fed), outputs(sliced, fed)) > 0.1
     (consumer,) = consumers(analyse(model).prunable[0])
-    refit = refit_sites(model, sliced, ctx, [Site.of(consumer.node)])
+    refit = refit_sites(model, sliced, ctx, [Site.of(consumer.lowering)])
     assert [p.method[:5] for p in refit.patches] == ["refit"] and not refit.left
     assert refit.divergence[1] < refit.divergence[0] and refit.patches[0].errors[1] < refit.patches[0].errors[0]
     assert distance(outputs(model, fed), outputs(sliced, fed)) < 1e-3
@@ -247,7 +254,7 @@ def test_copies_go_without_loss(build):
 def test_without_refit_only_means_are_folded():
     model = doubled(mlp)
     sliced = rebuilt(model, {next(g.name for g in analyse(model).prunable): [1, 2, 3]}, slice_units)
-    refit = refit_sites(model, sliced, FakeContext(model), [Site.of(node(model, "o"))], refit=False)
+    refit = refit_sites(model, sliced, FakeContext(model), [site(model, "o")], refit=False)
     assert [p.method for p in refit.patches] == ["mean fold"]
 
 
@@ -263,8 +270,8 @@ def test_what_makes_the_outputs_worse_is_dropped():
     name = next(g.name for g in analyse(model).prunable)
     sliced = rebuilt(model, {name: [1, 2, 3]}, slice_units)
     before = outputs(sliced, feeds(model))
-    refit = refit_sites(model, sliced, Contrary(model), [Site.of(node(model, "o"))])
-    ((site, reason),) = refit.left
-    assert refit.patches == () and site == "MatMul_o"
+    refit = refit_sites(model, sliced, Contrary(model), [site(model, "o")])
+    ((left, reason),) = refit.left
+    assert refit.patches == () and left == "MatMul_o"
     assert reason == "refit dropped: all together moved the outputs' divergence from 1.0000 to 2.0000"
     assert distance(before, outputs(sliced, feeds(model))) == 0

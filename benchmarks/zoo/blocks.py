@@ -10,7 +10,12 @@ Activation = Callable[[], nn.Module]
 
 
 def conv_bn(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, activation: Activation | None = nn.ReLU
+    inputs: int,
+    outputs: int,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    activation: Activation | None = nn.ReLU,
 ) -> nn.Sequential:
     """A convolution that keeps the size up to its stride, its normalisation and what follows."""
     layers = [

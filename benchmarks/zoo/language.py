@@ -45,9 +45,7 @@ def bert() -> nn.Module:
 
 def gpt2() -> nn.Module:
     """Pre-LayerNorm decoder with packed queries, keys and values, and tied embeddings."""
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=128, **_SPECIAL
-    )
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=128, **_SPECIAL)
     model = _model(GPT2LMHeadModel, config)
     _plain_linear(model)
     return TextModel(model, use_cache=False)

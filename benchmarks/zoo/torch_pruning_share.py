@@ -50,7 +50,9 @@ def attentions(model: nn.Module) -> list[tuple[nn.Module, nn.Linear, list[nn.Lin
     """Each attention with its query projection and those of keys and values (none where all three are packed)."""
     found = []
     for module in model.modules():
-        query = next((getattr(module, name) for name in _QUERIES if isinstance(getattr(module, name, None), nn.Linear)), None)
+        query = next(
+            (getattr(module, name) for name in _QUERIES if isinstance(getattr(module, name, None), nn.Linear)), None
+        )
         if query is not None:
             others = [getattr(module, name) for name in _KEYS if isinstance(getattr(module, name, None), nn.Linear)]
             found.append((module, query, others))

@@ -50,7 +50,9 @@ class EncoderLayer(nn.Module):
 class ViT(nn.Module):
     """Patches of 16 pixels behind a class token, with learned positions; ViT-S by default."""
 
-    def __init__(self, image: int = 96, width: int = 384, layers: int = 12, heads: int = 6, classes: int = 1000) -> None:
+    def __init__(
+        self, image: int = 96, width: int = 384, layers: int = 12, heads: int = 6, classes: int = 1000
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, 16)
         self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))

@@ -11,7 +11,7 @@ can be removed everywhere at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from math import prod
 
 import numpy as np
@@ -283,7 +283,7 @@ def _clash(atoms: Iterable[Atom]) -> None:
 
 
 # -- reading an expression after the analysis ---------------------------------------------------------------------
-def resized(atom: Atom, removed: Mapping[Atom, np.ndarray], assignment: int = 0) -> int:
+def resized(atom: Atom, removed: Mapping[Atom, Sized], assignment: int = 0) -> int:
     """Size of ``atom`` after removing ``removed[leaf]`` (unit numbers) from its leaves."""
     atom = find(atom)
     if atom.kind == "leaf":

@@ -14,21 +14,29 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, coordinates, find, freeze, leaves
+from graphopt.analysis.nested import entered
 from graphopt.analysis.rules import RULES, NodeAxes
 from graphopt.analysis.rules.context import Event, Facts
+from graphopt.analysis.rules.mixed import mixed_reason
 from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.sizes import settle_sizes
 from graphopt.analysis.vanish import settle_sums
-from graphopt.editing import all_graphs
+from graphopt.editing import bodies, walk_nodes
 
 #: First matching event decides the role; without any, the class is a plain width.
 ROLES: tuple[tuple[Event, str], ...] = (
     (Event.HEADS, "heads"),
     (Event.SCORES, "query-key"),
     (Event.CONTEXT, "value"),
+    (Event.EXPERTS, "experts"),
     (Event.NORMALIZED, "hidden"),
+    (Event.CONVOLVED, "channels"),
+    (Event.FILTERED, "channels"),
+    (Event.RECURRENT, "units"),
     (Event.WEIGHTED, "neurons"),
 )
+#: Events that add members up: a class without any reaches the output one by one.
+CONTRACTED = frozenset({Event.WEIGHTED, Event.CONVOLVED, Event.RECURRENT, Event.SCORES, Event.CONTEXT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,44 +105,72 @@ def analyse_axes(model: ir.Model, shapes: ShapeTable) -> AxisAnalysis:
 
     ``model`` must have its constants lifted, and be as ``shapes`` saw it.
     """
-    facts = Facts(shapes)
-    _find_constants(model.graph, facts)
+    facts = Facts(shapes, model.graph.opset_imports.get("", 13))
+    nodes = list(walk_nodes(model))
+    _find_constants(model, nodes, facts)
     for value in model.graph.inputs:
         _freeze_value(facts, value, f"graph input {value.name!r}")
     live = _live(model.graph)
-    for node in model.graph:
+    closed = _closed_bodies(nodes, shapes)
+    for node in nodes:
         if node in live:
-            _apply_rule(node, facts)
+            reason = closed.get(node.graph)
+            if reason is None:
+                _apply_rule(node, facts)
+            else:
+                _freeze_node(node, NodeAxes(node, facts), reason)
     for value in model.graph.outputs:
         _freeze_value(facts, value, f"graph output {value.name!r}")
-    _freeze_captured(model, facts)
-    settle_sizes(model.graph, facts)
+    settle_sizes(nodes, facts)
     settle_sums(model.graph, facts)
     _push_down(facts)
-    return AxisAnalysis(tuple(_groups(model.graph, facts)), facts)
+    return AxisAnalysis(tuple(_groups(nodes, facts)), facts)
 
 
-def _find_constants(graph: ir.Graph, facts: Facts) -> None:
-    facts.constants.update(v for v in graph.initializers.values() if not v.is_graph_input())
-    for node in graph:
+def _find_constants(model: ir.Model, nodes: Iterable[ir.Node], facts: Facts) -> None:
+    for graph in (model.graph, *(body for node in nodes for body in bodies(node))):
+        facts.constants.update(v for v in graph.initializers.values() if not v.is_graph_input())
+    for node in nodes:
         inputs = [v for v in node.inputs if v is not None]
-        if inputs and all(v in facts.constants for v in inputs):
+        if inputs and all(v in facts.constants for v in inputs) and not bodies(node):
             facts.constants.update(node.outputs)
 
 
 def _live(graph: ir.Graph) -> set[ir.Node]:
-    """Nodes that a graph output needs, or that a nested body reads; the others die with any edit."""
+    """Nodes of all scopes that a graph output needs; the others die with any edit."""
     live: set[ir.Node] = set()
-    for node in reversed(graph):
-        readers = (use.node for value in node.outputs for use in value.uses())
-        if any(v.is_graph_output() for v in node.outputs) or any(r in live or r.graph is not graph for r in readers):
+    stack = [reversed(graph)]
+    while stack:
+        node = next(stack[-1], None)
+        if node is None:
+            stack.pop()
+        elif any(v.is_graph_output() or any(use.node in live for use in v.uses()) for v in node.outputs):
             live.add(node)
+            stack.extend(reversed(body) for body in bodies(node))  # they read what lies before the node
     return live
+
+
+def _closed_bodies(nodes: Iterable[ir.Node], shapes: ShapeTable) -> dict[ir.Graph | ir.Function | None, str]:
+    """Bodies that are not analysed, and why: what they read keeps its shape."""
+    closed: dict[ir.Graph | ir.Function | None, str] = {}
+    for node in nodes:
+        reason = closed.get(node.graph)
+        if reason is None and not entered(node):
+            reason = f"read inside a body of {node.op_type} {node.name!r}"
+        if reason is None and (why := shapes.unrun.get(node.name or "")) is not None:
+            reason = f"read inside a body of {node.op_type} {node.name!r}, which does not run by itself: {why}"
+        if reason is not None:
+            closed.update((body, reason) for body in bodies(node))
+    return closed
 
 
 def _apply_rule(node: ir.Node, facts: Facts) -> None:
     context = NodeAxes(node, facts)
     found = RULES.get((node.domain, node.op_type))
+    mixed = mixed_reason(node.domain, node.op_type) if found is None else None
+    if mixed is not None:
+        _freeze_node(node, context, f"{context.label} is mixed: {mixed}")
+        return
     if found is None:
         kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         facts.unknown[kind] = facts.unknown.get(kind, 0) + 1
@@ -163,29 +199,15 @@ def _freeze_node(node: ir.Node, context: NodeAxes, reason: str) -> None:
     for index, value in enumerate(node.inputs):
         if value is not None:
             _freeze_input(context, index, reason)
-    for value in node.outputs:
+    inner = (v for body in bodies(node) for v in (*body.inputs, *body.outputs))
+    for value in (*node.outputs, *inner):
         _freeze_value(context.facts, value, reason)
 
 
 def _freeze_value(facts: Facts, value: ir.Value, reason: str) -> None:
-    if value.name:
+    if value.name and (not value.is_initializer() or value.is_graph_input()):
         for axis in facts.axes_of(value) or ():
             freeze(axis, reason)
-
-
-def _freeze_captured(model: ir.Model, facts: Facts) -> None:
-    """A value of the main graph that a nested body reads keeps its shape: the body was not analysed."""
-    for graph in all_graphs(model)[1:]:
-        for node in graph:
-            for index, value in enumerate(node.inputs):
-                if value is None or value.graph is not model.graph:
-                    continue
-                reason = f"read inside a nested body by {node.op_type} {node.name!r}"
-                if value.is_initializer():
-                    for axis in facts.uses.setdefault((node, index), facts.fresh(value)):
-                        freeze(axis, reason)
-                else:
-                    _freeze_value(facts, value, reason)
 
 
 def _push_down(facts: Facts) -> None:
@@ -204,13 +226,13 @@ def _push_down(facts: Facts) -> None:
             stack.append(part)
 
 
-def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
+def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
     events: dict[Atom, set[Event]] = {}
     for kind, axis, _ in facts.events:
         for leaf in leaves(axis):
             events.setdefault(leaf, set()).add(kind)
     touches: dict[Atom, list[Touch]] = {}
-    order = {node: i for i, node in enumerate(graph)}
+    order = {node: i for i, node in enumerate(nodes)}
     for (node, index), axes in sorted(
         facts.uses.items(), key=lambda use: (order.get(use[0][0], len(order)), use[0][1])
     ):
@@ -224,6 +246,8 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
+        if happened & {Event.WINDOW, Event.PACKED}:
+            continue
         role = next((name for event, name in ROLES if event in happened), "width")
         reasons = list(leaf.reasons)
         parameters = 0
@@ -231,16 +255,17 @@ def _groups(graph: ir.Graph, facts: Facts) -> Iterable[Group]:
             parameters = _parameters(found, leaf)
         except ValueError as error:
             reasons.append(str(error))
-        if not any(_is_weight(t.value) for t in found):
+        if not any(is_weight(t.value) for t in found):
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
-        if not happened & {Event.WEIGHTED, Event.SCORES, Event.CONTEXT} and not reasons:
+        if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
         number = counts.get(role, 0)
         counts[role] = number + 1
         yield Group(f"{role}.{number}", role, leaf.size[0], leaf, tuple(found), parameters, tuple(reasons))
 
 
-def _is_weight(value: ir.Value) -> bool:
+def is_weight(value: ir.Value) -> bool:
+    """Whether an initializer holds numbers that are learned, rather than sizes, indices or masks."""
     tensor = value.const_value
     return tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING)
 
@@ -249,7 +274,7 @@ def _parameters(touches: Iterable[Touch], leaf: Atom) -> int:
     counted: dict[str, int] = {}
     for touch in touches:
         tensor = touch.value.const_value
-        if tensor is None or not _is_weight(touch.value):
+        if tensor is None or not is_weight(touch.value):
             continue
         members = coordinates(touch.expression, leaf)
         share = np.count_nonzero(members >= 0) / max(len(members), 1)

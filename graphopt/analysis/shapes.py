@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import bodies
+from graphopt.analysis.dataflow import captures, nested_graphs
+from graphopt.analysis.nested import Feed, Reader, as_model, entered, first_feed, may_end, next_feed, reader
+from graphopt.editing import bodies, walk_nodes
 from graphopt.errors import ModelError, UsageError
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.session import Session
@@ -30,9 +32,11 @@ class ShapeTable:
     assignments: tuple[Mapping[str, int], ...]
     _sizes: dict[str, tuple[tuple[int, ...], ...]] = field(repr=False)
     _contents: dict[str, tuple[np.ndarray, ...]] = field(repr=False)
+    #: owners of bodies that do not run by themselves, and what ONNX Runtime said; nothing in them is known
+    unrun: Mapping[str, str] = field(default_factory=dict)
 
     def known(self, value: ir.Value | str) -> bool:
-        return _name(value) in self._sizes
+        return (value if isinstance(value, str) else value.name) in self._sizes
 
     def sizes(self, value: ir.Value | str) -> tuple[tuple[int, ...], ...]:
         """Concrete shape at each assignment. Raises KeyError for a value that is no tensor or was not reached."""
@@ -63,7 +67,10 @@ def _name(value: ir.Value | str) -> str:
 
 
 def measure_shapes(model: ir.Model, *, provider: str = "cpu", sizes: Mapping[str, int] | None = None) -> ShapeTable:
-    """Run ``model`` at both assignments and record every main-graph value's shape.
+    """Run ``model`` at both assignments and record the shape of every value, those of nested bodies included.
+
+    Each body of an If, Loop or Scan is run by itself on what surrounds it, for two iterations where it repeats: a size
+    that changes from one to the other is not known. The branch that an If did not take is run all the same.
 
     With ``sizes`` it runs once, at these sizes of the named dynamic dims: enough to count work at them, but then
     nothing tells static from dynamic.
@@ -77,42 +84,154 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu", sizes: Mapping[str
         if unknown:
             raise UsageError(f"no dynamic dim {unknown[0]!r}; this model has: {', '.join(dims) or 'none'}")
         chosen = ({**chosen[0], **sizes},)
-    names = [
-        out.name
-        for node in model.graph
-        for out in node.outputs
-        if out.name
-        and (out.uses() or out.is_graph_output())
-        and not isinstance(out.type, ir.SequenceType | ir.OptionalType)
-    ]
-    fed = _computed_from_inputs(model)
-    session = Session(model, provider=provider, optimize=False, outputs=names)
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    contents: dict[str, list[np.ndarray]] = {}
-    for assignment in chosen:
-        feed = synthetic_feed(model, assignment, seed=0)
-        for name, array in {**feed, **session.run(feed)}.items():
+    graphs = nested_graphs(model)
+    captured = captures(graphs)
+    measured = _Measured(len(chosen), _computed_from_inputs(model))
+    for graph, _ in graphs:
+        for name, value in graph.initializers.items():
+            if value.const_value is None:
+                raise ModelError(f"initializer {name!r} has no data")
+            measured.add_weight(name, value.const_value)
+    pending = [_Scope(model.graph, [_Run(k, synthetic_feed(model, a, seed=0)) for k, a in enumerate(chosen)])]
+    unrun: dict[str, str] = {}
+    for scope in pending:
+        owner = scope.owner
+        wanted = _read_by_bodies(scope.graph, captured)
+        try:
+            done = _run_scope(scope, model, captured, provider, measured, wanted)
+        except (ModelError, UsageError) as error:
+            if owner is None:
+                raise
+            unrun[owner.name or ""] = str(error)
+            continue
+        for node in filter(entered, scope.graph):
+            pending.extend(_Scope(body, _few(done), node) for body in bodies(node))
+    return ShapeTable(chosen, measured.sizes(), measured.contents(), unrun)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of a graph: at which assignment, on what, and (for a body) what surrounds it."""
+
+    assignment: int
+    feed: Feed = field(default_factory=dict)
+    around: Reader = field(default=reader({}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """A graph to run, and how often. The feeds of a body's runs are found when it is run."""
+
+    graph: ir.Graph
+    runs: list[_Run]
+    owner: ir.Node | None = None
+
+
+def _run_scope(
+    scope: _Scope,
+    model: ir.Model,
+    captured: Mapping[ir.Node, tuple[ir.Value, ...]],
+    provider: str,
+    measured: _Measured,
+    wanted: set[str],
+) -> list[_Run]:
+    """Measure one graph; returns its runs as surroundings of the bodies in it, which read the ``wanted`` values."""
+    owner, body = scope.owner, scope.graph
+    names = [o.name for node in body for o in node.outputs if o.name and _is_read(o)]
+    outer = captured.get(owner, ()) if owner is not None else ()
+    activations = [v for v in outer if not v.is_initializer() or v.is_graph_input()]
+    session: Session | None = None
+    found: list[tuple[int, Feed]] = []
+    for run in scope.runs:
+        feed = run.feed
+        if owner is not None:
+            feed = {**first_feed(owner, body, run.around), **{v.name or "": run.around(v) for v in activations}}
+        if session is None:
+            alone = model if owner is None else as_model(body, outer, feed, model)
+            session = Session(alone, provider=provider, optimize=False, outputs=names)
+        arrays = {**feed, **session.run(feed)}
+        found.append((run.assignment, arrays))
+        if owner is None or owner.op_type == "If":
+            continue
+        try:
+            again = next_feed(owner, body, feed, reader(arrays), run.around)
+            found.append((run.assignment, {**again, **session.run(again)}))
+        except (ModelError, UsageError):
+            if not may_end(owner, body, reader(arrays), run.around):
+                raise
+    for assignment, arrays in found:
+        measured.add(assignment, arrays)
+    return [_Run(k, around=reader({n: a for n, a in arrays.items() if n in wanted})) for k, arrays in found]
+
+
+def _is_read(value: ir.Value) -> bool:
+    known_list = isinstance(value.type, ir.SequenceType | ir.OptionalType)
+    return bool(value.uses() or value.is_graph_output()) and not known_list
+
+
+def _read_by_bodies(graph: ir.Graph, captured: Mapping[ir.Node, tuple[ir.Value, ...]]) -> set[str]:
+    read = (v for node in filter(entered, graph) for v in (*node.inputs, *captured.get(node, ())))
+    return {v.name for v in read if v is not None and v.name}
+
+
+def _few(runs: Sequence[_Run]) -> list[_Run]:
+    """At most the first two and the last two runs of each assignment: iterations in iterations multiply."""
+    kept: list[_Run] = []
+    for number in dict.fromkeys(run.assignment for run in runs):
+        own = [run for run in runs if run.assignment == number]
+        kept.extend(own if len(own) <= 4 else own[:2] + own[-2:])
+    return kept
+
+
+class _Measured:
+    """Shapes and small integer contents, as they are found."""
+
+    def __init__(self, assignments: int, fed: set[str]) -> None:
+        self._assignments = range(assignments)
+        self._fed = fed
+        self._sizes: dict[str, list[set[tuple[int, ...]]]] = {}
+        self._contents: dict[str, list[list[np.ndarray]]] = {}
+
+    def add(self, assignment: int, arrays: Mapping[str, object]) -> None:
+        """What one run gave; sequences and maps have no axes."""
+        for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
-                continue  # sequences and maps have no axes
-            shapes.setdefault(name, []).append(array.shape)
-            if array.dtype.kind in "iu" and array.size <= SMALL and name not in fed:
-                contents.setdefault(name, []).append(array)
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None:
-            raise ModelError(f"initializer {name!r} has no data")
-        shapes[name] = [tuple(tensor.shape.numpy())] * len(chosen)
-        if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and name not in fed:
-            contents[name] = [tensor.numpy()] * len(chosen)
-    complete = {n: tuple(s) for n, s in shapes.items() if len(s) == len(chosen) and len({len(x) for x in s}) == 1}
-    kept = {n: tuple(c) for n, c in contents.items() if len(c) == len(chosen)}
-    return ShapeTable(chosen, complete, kept)
+                continue
+            self._sizes.setdefault(name, [set() for _ in self._assignments])[assignment].add(array.shape)
+            if array.dtype.kind in "iu" and array.size <= SMALL and name not in self._fed:
+                self._contents.setdefault(name, [[] for _ in self._assignments])[assignment].append(array)
+
+    def add_weight(self, name: str, tensor: ir.TensorProtocol) -> None:
+        """An initializer of any graph."""
+        self._sizes[name] = [{tuple(tensor.shape.numpy())} for _ in self._assignments]
+        if tensor.size <= SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and name not in self._fed:
+            self._contents[name] = [[tensor.numpy()] for _ in self._assignments]
+
+    def sizes(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """One shape for each assignment, of equal rank; values whose shape changes between iterations are left out."""
+        single = {n: tuple(next(iter(s)) for s in found) for n, found in self._sizes.items() if _each_one(found)}
+        return {name: shapes for name, shapes in single.items() if len({len(s) for s in shapes}) == 1}
+
+    def contents(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """One array for each assignment; values that change between iterations are left out."""
+        kept: dict[str, tuple[np.ndarray, ...]] = {}
+        for name, found in self._contents.items():
+            if all(runs and all(np.array_equal(runs[0], other) for other in runs[1:]) for runs in found):
+                kept[name] = tuple(runs[0] for runs in found)
+        return kept
+
+
+def _each_one(found: Sequence[set[tuple[int, ...]]]) -> bool:
+    return all(len(shapes) == 1 for shapes in found)
 
 
 def _computed_from_inputs(model: ir.Model) -> set[str]:
-    """Values that another feed of the same sizes could change: two runs that agree on them prove nothing."""
-    found = {v.name for v in model.graph.inputs if v.name}
-    for node in model.graph:
+    """Values that another feed of the same sizes could change: two runs that agree on them prove nothing.
+
+    What a body is fed differs from one iteration to the next.
+    """
+    found = {v.name for graph in (model.graph, *model.graph.subgraphs()) for v in graph.inputs if v.name}
+    for node in walk_nodes(model):
         if node.op_type in ("Shape", "Size") and not node.domain:
             continue
         if bodies(node) or any(v is not None and v.name in found for v in node.inputs):

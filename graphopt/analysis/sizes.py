@@ -23,8 +23,12 @@ Sources = frozenset[Atom]
 NOWHERE: Sources = frozenset()
 
 
-def settle_sizes(graph: ir.Graph, facts: Facts) -> None:
-    """Record the sources of every computed size operand, and freeze the axes whose sizes cannot be repaired."""
+def settle_sizes(nodes: Iterable[ir.Node], facts: Facts) -> None:
+    """Record the sources of every computed size operand, and freeze the axes whose sizes cannot be repaired.
+
+    ``nodes`` are those of all scopes: a size may be read outside a body and used inside. One that is handed over as
+    a value (carried through a Loop, returned by a branch) is not followed.
+    """
     trace = _Trace(facts)
     slots: dict[tuple[ir.Node, int], list[SizeOperand]] = {}
     for size in facts.sizes:
@@ -34,10 +38,10 @@ def settle_sizes(graph: ir.Graph, facts: Facts) -> None:
         operand = node.inputs[index]
         if operand is not None:
             _settle_operand(node, operand, listed, facts, trace)
-    for node in graph:
+    for node in nodes:
         for value in node.outputs:
             sources = trace.elements(value)
-            if sources and (ends := _ends(value, graph, slots)):
+            if sources and (ends := _ends(value, slots)):
                 for axis in sources:
                     freeze(axis, f"its size is computed with, {ends}")
 
@@ -91,13 +95,11 @@ def _label(node: ir.Node) -> str:
     return f"{node.op_type} {node.name!r}"
 
 
-def _ends(value: ir.Value, graph: ir.Graph, slots: dict[tuple[ir.Node, int], list[SizeOperand]]) -> str:
+def _ends(value: ir.Value, slots: dict[tuple[ir.Node, int], list[SizeOperand]]) -> str:
     """Where a size leaves the arithmetic of sizes other than into a shape operand; empty when nowhere."""
     if value.is_graph_output():
         return "graph output"
     for reader, index in value.uses():
-        if reader.graph is not graph:
-            return f"read in a nested body by {_label(reader)}"
         if (reader, index) in slots or reader.op_type in ("Shape", "Size"):
             continue
         if not _carries(reader, index):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from graphopt.transform import Progress
 
 _PLAIN_WIDTH = 100
+_PATIENCE = 2.0  #: seconds before a progress bar is worth showing
 
 
 def stdout() -> Console:
@@ -64,27 +66,36 @@ class TerminalTalk:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Progress]:
-        """A bar that disappears when done; nested bars share one display."""
+        """A bar that appears after a moment and disappears when done; nested bars share one display."""
         if self.quiet or not self._console.is_terminal:
             yield _Hidden()
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        outermost = self._bars is None
-        if self._bars is None:
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bars = RichProgress(*columns, console=self._console, transient=True)
-            self._bars.start()
-        bars = self._bars
+        if self._bars is not None:
+            yield from self._bar(self._bars, label, total)
+            return
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = RichProgress(*columns, console=self._console, transient=True)
+        begin = threading.Timer(_PATIENCE, self._bars.start)
+        begin.daemon = True
+        begin.start()
+        try:
+            yield from self._bar(self._bars, label, total)
+        finally:
+            begin.cancel()
+            begin.join()
+            if self._bars.live.is_started:
+                self._bars.stop()
+            self._bars = None
+
+    def _bar(self, bars: RichProgress, label: str, total: int) -> Iterator[Progress]:
         task = bars.add_task(_plain(label), total=total)
         try:
             yield _Bar(bars, task)
         finally:
             bars.remove_task(task)
-            if outermost:
-                bars.stop()
-                self._bars = None
 
 
 class _Bar:

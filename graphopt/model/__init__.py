@@ -14,20 +14,32 @@ from graphopt.model.description import (
     set_provenance,
     signature,
     source_path,
+    stored_bytes,
 )
+from graphopt.model.foreign import OpaqueType, SparseTensor
+from graphopt.model.graphs import all_graphs, bodies, building
 from graphopt.model.hashing import attribute_bytes, digest, structure_digest, tensor_digest
 from graphopt.model.names import make_names_unique
 from graphopt.model.opening import is_standard_op, open_model
+from graphopt.model.operators import operator_fault
+from graphopt.model.proto import to_proto
 from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
+from graphopt.model.spilling import SpillFolder
 from graphopt.model.tensors import FileTensor, all_tensors, string_data, tensor_chunks, tensor_window
 
 __all__ = [
     "EXTERNAL_ABOVE",
     "FileTensor",
+    "OpaqueType",
     "Signature",
+    "SparseTensor",
+    "SpillFolder",
     "ValueInfo",
+    "all_graphs",
     "all_tensors",
     "attribute_bytes",
+    "bodies",
+    "building",
     "clone_model",
     "digest",
     "file_digest",
@@ -35,15 +47,18 @@ __all__ = [
     "make_names_unique",
     "model_bytes",
     "open_model",
+    "operator_fault",
     "provenance",
     "replaceable",
     "save_model",
     "set_provenance",
     "signature",
     "source_path",
+    "stored_bytes",
     "string_data",
     "structure_digest",
     "tensor_chunks",
     "tensor_digest",
     "tensor_window",
+    "to_proto",
 ]

@@ -1,15 +1,16 @@
 """What is wrong with a parsed ONNX model, told in one line, before any part of it is used.
 
 Only structure is judged here, on the protobuf: names, scopes, sizes, external locations. Operator schemas are left to
-``onnx.checker`` (see ``model.py``).
+``onnx.checker`` (see ``operators.py``).
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -17,10 +18,18 @@ import onnx_ir as ir
 from graphopt.errors import ModelError
 from graphopt.model.tensors import byte_count
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 7  #: of a model in memory; older files are converted
 _STANDARD = ("", "ai.onnx")
 _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-
+_SPARSE_LIMIT = 1 << 31  #: bytes of a sparse tensor once dense, which is how ONNX Runtime holds it
+_PLAIN_ATTRIBUTES = (
+    onnx.AttributeProto.INT,
+    onnx.AttributeProto.INTS,
+    onnx.AttributeProto.FLOAT,
+    onnx.AttributeProto.FLOATS,
+    onnx.AttributeProto.STRING,
+    onnx.AttributeProto.STRINGS,
+)
 
 Visible = tuple[set[str], ...]  #: names defined in this graph, then in the graphs around it
 
@@ -29,13 +38,20 @@ class DefectError(ModelError):
     """A fault found in a model; ``open_model`` puts the file's name in front."""
 
 
-def check_proto(proto: onnx.ModelProto, folders: Sequence[str], windows: dict[int, tuple[int, int]]) -> None:
-    """Raise DefectError for the first thing that makes ``proto`` unusable.
+def check_proto(proto: onnx.ModelProto, folders: Sequence[str], elsewhere: Mapping[int, int]) -> None:
+    """Raise DefectError for the first thing that makes ``proto`` unusable, and put right what is only old or loose.
 
-    ``folders`` are the real paths in which external data may lie; ``windows`` tells which main-graph initializers have
-    been left in the file (index -> offset, length).
+    ``folders`` are the real paths in which external data may lie; ``elsewhere`` tells which main-graph initializers
+    have their data outside ``proto`` (index -> bytes). Afterwards nodes are in order in every graph, and the IR version
+    is one in which initializers need not be inputs: those of older files, which had to be, are none any more.
     """
     _check_header(proto)
+    if proto.ir_version < 4:
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        kept = [info for info in proto.graph.input if info.name not in weights]
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+        proto.ir_version = 4
     domains = {_domain(entry.domain) for entry in proto.opset_import}
     functions = {(_domain(f.domain), f.name) for f in proto.functions}
     for function in proto.functions:
@@ -43,7 +59,7 @@ def check_proto(proto: onnx.ModelProto, folders: Sequence[str], windows: dict[in
         _Scope(here, functions, folders).check_body(
             f"function {function.name!r}", list(function.input), function.node, list(function.output), ()
         )
-    _Scope(domains, functions, folders).check_graph(proto.graph, (), windows)
+    _Scope(domains, functions, folders).check_graph(proto.graph, (), elsewhere)
 
 
 def _check_header(proto: onnx.ModelProto) -> None:
@@ -55,9 +71,8 @@ def _check_header(proto: onnx.ModelProto) -> None:
         )
     newest = onnx.defs.onnx_opset_version()
     for entry in proto.opset_import:
-        if _domain(entry.domain) == "" and not OLDEST_OPSET <= entry.version <= newest:
-            what = "upgrade onnx" if entry.version > newest else "convert it with onnx.version_converter first"
-            raise DefectError(f"it uses opset {entry.version}, supported are {OLDEST_OPSET} to {newest}; {what}")
+        if _domain(entry.domain) == "" and not 1 <= entry.version <= newest:
+            raise DefectError(f"it uses opset {entry.version}, supported are 1 to {newest}; upgrade onnx")
     if len({_domain(entry.domain) for entry in proto.opset_import}) != len(proto.opset_import):
         raise DefectError("it imports one operator domain twice; export it again")
     if not proto.graph.output:
@@ -76,21 +91,19 @@ class _Scope:
         self.functions = functions
         self.folders = folders
 
-    def check_graph(self, graph: onnx.GraphProto, outer: Visible, windows: dict[int, tuple[int, int]]) -> set[str]:
+    def check_graph(self, graph: onnx.GraphProto, outer: Visible, elsewhere: Mapping[int, int]) -> set[str]:
         """Check one graph and its bodies; returns the names it takes from outside."""
-        if graph.sparse_initializer:
-            name = graph.sparse_initializer[0].values.name
-            raise DefectError(f"sparse initializer {name!r} is not supported; store it dense")
-        for info in (*graph.input, *graph.output, *graph.value_info):
-            _check_type(info.type, info.name)
         inputs = [info.name for info in graph.input]
         for repeated in _repeated(inputs):
             raise DefectError(f"graph input {repeated!r} is defined twice; names must be unique")
         weights = [tensor.name for tensor in graph.initializer]
+        weights += [sparse.values.name for sparse in graph.sparse_initializer]
         for repeated in _repeated(weights):
             raise DefectError(f"initializer {repeated!r} is defined twice; names must be unique")
         for index, tensor in enumerate(graph.initializer):
-            check_tensor(tensor, self.folders, windows.get(index))
+            check_tensor(tensor, self.folders, elsewhere.get(index))
+        for sparse in graph.sparse_initializer:
+            _check_sparse(sparse, f"sparse initializer {sparse.values.name!r}")
         defined = list(dict.fromkeys(inputs + weights))
         outputs = [info.name for info in graph.output]
         return self.check_body(f"graph {graph.name!r}", defined, graph.node, outputs, outer)
@@ -99,52 +112,60 @@ class _Scope:
         self,
         where: str,
         defined: list[str],
-        nodes: Iterable[onnx.NodeProto],
+        body: MutableSequence[onnx.NodeProto],
         outputs: list[str],
         outer: Visible,
     ) -> set[str]:
-        nodes = list(nodes)
+        nodes = list(body)
         known = set(defined)
-        for node in nodes:
-            for name in node.output:
+        results = [list(node.output) for node in nodes]
+        for node, names in zip(nodes, results, strict=True):
+            for name in names:
                 if name and name in known:
                     raise DefectError(f"value {name!r} is defined twice, again by {_label(node)}; names must be unique")
                 known.add(name)
         known.discard("")
         visible = (known, *outer)
         free: set[str] = set()
-        uses: list[set[str]] = []
+        uses: list[list[str]] = []
         for node in nodes:
             read = self._check_node(node, visible)
-            uses.append(read & known)
-            free |= read - known
+            if not known.issuperset(read):
+                free.update(name for name in read if name not in known)
+                read = [name for name in read if name in known]
+            uses.append(read)
         for name in outputs:
             if name in known:
                 continue
             if _sees(outer, name):
                 raise DefectError(f"output {name!r} of {where} is a value from outside it; put an Identity in between")
             raise DefectError(f"output {name!r} of {where} is defined nowhere; export the model again")
-        _check_order(nodes, uses)
+        _put_in_order(body, nodes, results, uses)
         return free
 
-    def _check_node(self, node: onnx.NodeProto, visible: Visible) -> set[str]:
+    def _check_node(self, node: onnx.NodeProto, visible: Visible) -> list[str]:
         domain = _domain(node.domain)
         if domain not in self.domains and (domain, node.op_type) not in self.functions:
             raise DefectError(
                 f"{_label(node)} is of the unknown domain {node.domain or 'ai.onnx'!r}, "
                 "which the model does not import; add it to its opset_import"
             )
-        read = {name for name in node.input if name}
+        read = [name for name in node.input if name]
         for name in read:
-            if not _sees(visible, name):
+            if name not in visible[0] and not _sees(visible, name):
                 raise DefectError(f"{_label(node)} reads the undefined value {name!r}; export the model again")
         for attr in node.attribute:
+            kind = attr.type
+            if kind in _PLAIN_ATTRIBUTES:
+                continue
             if attr.HasField("sparse_tensor") or attr.sparse_tensors:
-                raise DefectError(f"{_label(node)} holds a sparse tensor, which is not supported; store it dense")
+                if node.op_type != "Constant" or domain or attr.name != "sparse_value":
+                    raise DefectError(f"{_label(node)} holds a sparse tensor, which is not supported; store it dense")
+                _check_sparse(attr.sparse_tensor, f"attribute {attr.name!r} of {_label(node)}")
             for tensor in (*([attr.t] if attr.HasField("t") else ()), *attr.tensors):
                 check_tensor(tensor, self.folders, None, label=f"attribute {attr.name!r} of {_label(node)}")
             for body in (*([attr.g] if attr.HasField("g") else ()), *attr.graphs):
-                read |= self.check_graph(body, visible, {})
+                read.extend(self.check_graph(body, visible, {}))
         return read
 
 
@@ -164,46 +185,51 @@ def _repeated(names: Iterable[str]) -> Iterator[str]:
         seen.add(name)
 
 
-def _check_type(type_: onnx.TypeProto, name: str) -> None:
-    while True:
-        kind = type_.WhichOneof("value")
-        if kind in ("map_type", "opaque_type"):
-            raise DefectError(f"value {name!r} is of a map type (ZipMap), which is not supported; export without it")
-        if kind == "sequence_type":
-            type_ = type_.sequence_type.elem_type
-        elif kind == "optional_type":
-            type_ = type_.optional_type.elem_type
-        else:
-            return
+def _put_in_order(
+    body: MutableSequence[onnx.NodeProto],
+    nodes: list[onnx.NodeProto],
+    results: list[list[str]],
+    uses: list[list[str]],
+) -> None:
+    """Sort ``body`` when a node stands before one whose result it reads, else leave it; raise DefectError for a cycle.
 
-
-def _check_order(nodes: list[onnx.NodeProto], uses: list[set[str]]) -> None:
-    """Raise DefectError when the nodes cannot be ordered; unsorted but acyclic is fine."""
-    producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    Stable: of the nodes that could come next, the one that stood first does.
+    """
+    producer = {name: i for i, names in enumerate(results) for name in names if name}
     if all(producer.get(name, -1) < i for i, names in enumerate(uses) for name in names):
         return
-    waiting = [len({producer[name] for name in names if name in producer}) for names in uses]
-    readers: dict[int, set[int]] = {}
-    for i, names in enumerate(uses):
-        for name in names:
-            if name in producer:
-                readers.setdefault(producer[name], set()).add(i)
+    needs = [{producer[name] for name in names if name in producer} for names in uses]
+    waiting = [len(found) for found in needs]
+    readers: dict[int, list[int]] = {}
+    for i, found in enumerate(needs):
+        for needed in found:
+            readers.setdefault(needed, []).append(i)
     ready = [i for i, count in enumerate(waiting) if not count]
-    for i in ready:
-        for reader in readers.get(i, ()):
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers.get(order[-1], ()):
             waiting[reader] -= 1
             if not waiting[reader]:
-                ready.append(reader)
-    if len(ready) < len(nodes):
+                heapq.heappush(ready, reader)
+    if len(order) < len(nodes):
         stuck = next(i for i, count in enumerate(waiting) if count)
-        raise DefectError(f"its nodes form a cycle, {_label(nodes[stuck])} waits for itself; export the model again")
+        raise DefectError(f"{_label(nodes[stuck])} is part of a cycle; export the model again")
+    copies = []
+    for i in order:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(nodes[i])
+        copies.append(copy)
+    del body[:]
+    body.extend(copies)
 
 
 # -- tensors --------------------------------------------------------------------------------------------------------
-def check_tensor(
-    tensor: onnx.TensorProto, folders: Sequence[str], window: tuple[int, int] | None, *, label: str = ""
-) -> None:
-    """Raise DefectError when the bytes a tensor has do not fit its type and dims, or lie where they may not."""
+def check_tensor(tensor: onnx.TensorProto, folders: Sequence[str], elsewhere: int | None, *, label: str = "") -> None:
+    """Raise DefectError when the bytes a tensor has do not fit its type and dims, or lie where they may not.
+
+    ``elsewhere`` is their number when they are not in ``tensor`` itself.
+    """
     label = label or f"initializer {tensor.name!r}"
     try:
         dtype = ir.DataType(tensor.data_type)
@@ -220,8 +246,8 @@ def check_tensor(
         _, _, have = external_window(tensor, folders, label)
         expected = byte_count(dtype, dims) if dtype is not ir.DataType.STRING else -1
         unit = "bytes"
-    elif window is not None or tensor.HasField("raw_data"):
-        have = window[1] if window is not None else len(tensor.raw_data)
+    elif elsewhere is not None or tensor.HasField("raw_data"):
+        have = elsewhere if elsewhere is not None else len(tensor.raw_data)
         expected = byte_count(dtype, dims) if dtype is not ir.DataType.STRING else -1
         unit = "bytes"
     else:
@@ -232,6 +258,19 @@ def check_tensor(
         raise DefectError(f"{label} holds strings as raw bytes, which ONNX does not allow; export the model again")
     if have != expected:
         raise DefectError(f"{label} has {have} {unit}, its shape {list(dims)} needs {expected}; the file is damaged")
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto, label: str) -> None:
+    """What the checker leaves open: where its parts are stored, and how large it is once somebody reads it."""
+    for part in (sparse.values, sparse.indices):
+        if part.data_location == onnx.TensorProto.EXTERNAL:
+            raise DefectError(f"{label} keeps its parts in another file, which is not supported; store them inside")
+        check_tensor(part, (), None, label=label)
+    if any(dim < 0 for dim in sparse.dims):
+        raise DefectError(f"{label} has the negative size {list(sparse.dims)}; export the model again")
+    size = byte_count(ir.DataType(sparse.values.data_type), tuple(sparse.dims))
+    if size > _SPARSE_LIMIT:
+        raise DefectError(f"{label} is {size} bytes when dense, at most {_SPARSE_LIMIT} are supported")
 
 
 def _typed_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:

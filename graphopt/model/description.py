@@ -8,19 +8,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.model.foreign import SparseTensor
+from graphopt.model.graphs import building
 from graphopt.model.saving import SOURCE_KEY
-from graphopt.model.tensors import (
-    all_tensors,
-    string_data,
-    tensor_identity,
-)
+from graphopt.model.tensors import all_tensors, string_data, tensor_identity
 
 _PREFIX = "graphopt."
 
 
 def clone_model(model: ir.Model) -> ir.Model:
     """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
-    copy = model.clone()
+    with building():
+        copy = model.clone()
     copy.meta.update(model.meta)
     return copy
 
@@ -68,9 +67,15 @@ def model_bytes(model: ir.Model) -> int:
     """Bytes of all weights (initializers and tensors in attributes, all scopes); a shared tensor counts once."""
     sizes: dict[tuple[object, ...], int] = {}
     for tensor in all_tensors(model):
-        string = tensor.dtype is ir.DataType.STRING
-        sizes[tensor_identity(tensor)] = sum(map(len, string_data(tensor))) if string else tensor.nbytes
+        sizes[tensor_identity(tensor)] = stored_bytes(tensor)
     return sum(sizes.values())
+
+
+def stored_bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes that a tensor takes in a file."""
+    if isinstance(tensor, SparseTensor):
+        return tensor.stored_bytes
+    return sum(map(len, string_data(tensor))) if tensor.dtype is ir.DataType.STRING else tensor.nbytes
 
 
 def file_digest(path: Path | str) -> str:

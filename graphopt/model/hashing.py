@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.model.tensors import FileTensor, all_tensors, tensor_chunks, tensor_identity
+from graphopt.model.tensors import FileTensor, MemoryTensor, all_tensors, tensor_chunks, tensor_identity
 
 _CACHE_KEY = "graphopt.sha256"
 
@@ -20,8 +20,8 @@ Content = Callable[[ir.TensorProtocol], bytes]
 
 
 def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
-    """sha256 of type, dims and bytes, read in chunks. Remembered for tensors on disk, which cannot change."""
-    meta = tensor.meta if isinstance(tensor, FileTensor) else None
+    """sha256 of type, dims and bytes, read in chunks. Remembered for tensors of a file, which cannot change."""
+    meta = tensor.meta if isinstance(tensor, FileTensor | MemoryTensor) else None
     if meta is not None and _CACHE_KEY in meta:
         known: bytes = meta[_CACHE_KEY]
         return known
@@ -47,9 +47,10 @@ def digest(model: ir.Model) -> str:
     doc strings, metadata and inferred shapes. Two equal initializers count as two: sharing them changes the digest.
     """
     known: dict[int, bytes] = {}
-    on_disk = [tensor for tensor in all_tensors(model) if isinstance(tensor, FileTensor)]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing and reading run outside Python's lock
-        known.update(zip(map(id, on_disk), pool.map(tensor_digest, on_disk), strict=True))
+    of_files = [t for t in all_tensors(model) if isinstance(t, FileTensor | MemoryTensor) and _CACHE_KEY not in t.meta]
+    if of_files:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing and reading run outside Python's lock
+            known.update(zip(map(id, of_files), pool.map(tensor_digest, of_files), strict=True))
 
     def content(tensor: ir.TensorProtocol) -> bytes:
         if id(tensor) not in known:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from graphopt.model.graphs import all_graphs
+
 
 class _Names:
     def __init__(self, taken: set[str]) -> None:
@@ -29,47 +31,43 @@ def make_names_unique(model: ir.Model) -> int:
     Absent optional outputs (an empty name, no reader) stay absent.
     """
     interface = {id(v): v for v in (*model.graph.inputs, *model.graph.outputs)}
-    kept = {v.name for v in interface.values() if v.name}
-    everything = {v.name or "" for v in _values(model)}
-    values = _Names(set(kept))
-    renamed, seen = 0, set(interface)
+    taken = {v.name for v in interface.values() if v.name}
     clashes: list[ir.Value] = []
-    for value in _values(model):
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if not value.name and not value.uses() and not value.is_graph_output():
-            continue
-        if value.name and value.name not in values.taken:
-            values.taken.add(value.name)
-        else:
-            clashes.append(value)
-    values.taken |= everything
-    for value in clashes:
-        producer = value.producer()
-        hint = value.name or (f"{producer.name or producer.op_type}_out" if producer is not None else "value")
-        value.name = values.fresh(hint)
-        renamed += 1
-    nodes = _Names({node.name for node in model.graph.all_nodes() if node.name})
-    used: set[str] = set()
-    for node in model.graph.all_nodes():
-        if node.name and node.name not in used:
-            used.add(node.name)
-            continue
+    unnamed: list[ir.Node] = []
+    labels: set[str] = set()
+    for item in _in_order(model):
+        name = item.name
+        if isinstance(item, ir.Node):
+            if name and name not in labels:
+                labels.add(name)
+            else:
+                unnamed.append(item)
+        elif name and name not in taken:
+            taken.add(name)
+        elif id(item) not in interface and (name or item.uses() or item.is_graph_output()):
+            clashes.append(item)
+    if clashes:
+        values = _Names(taken)
+        for value in clashes:
+            producer = value.producer()
+            hint = value.name or (f"{producer.name or producer.op_type}_out" if producer is not None else "value")
+            value.name = values.fresh(hint)
+    nodes = _Names(labels)
+    for node in unnamed:
         node.name = nodes.fresh(node.name or _node_hint(node))
-        used.add(node.name)
-        renamed += 1
-    return renamed
+    return len(clashes) + len(unnamed)
 
 
 def _node_hint(node: ir.Node) -> str:
     return f"{node.op_type}_{node.outputs[0].name}" if node.outputs and node.outputs[0].name else node.op_type
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    """Every value where it is defined, outer scopes before inner ones."""
-    for graph in model.graphs():
+def _in_order(model: ir.Model) -> Iterator[ir.Value | ir.Node]:
+    """Every node, and every value once where it is defined; outer graphs before inner ones."""
+    for graph in all_graphs(model):
         yield from graph.inputs
-        yield from list(graph.initializers.values())
-    for node in model.graph.all_nodes():
-        yield from node.outputs
+        inputs = {id(value) for value in graph.inputs} if graph.initializers else set()
+        yield from (value for value in list(graph.initializers.values()) if id(value) not in inputs)
+        for node in graph:
+            yield node
+            yield from node.outputs

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass
 
 from graphopt.errors import ModelError
 from graphopt.model.checks import DefectError, check_proto
+from graphopt.model.foreign import conceal, reveal
+from graphopt.model.graphs import all_graphs, building
 from graphopt.model.names import make_names_unique
+from graphopt.model.operators import operator_fault
 from graphopt.model.saving import SOURCE_KEY
-from graphopt.model.tensors import (
-    DataFile,
-    FileTensor,
-    attribute_tensors,
-    tensor_from_bytes,
-)
+from graphopt.model.tensors import DataFile, FileTensor, MemoryTensor, attribute_tensors
+from graphopt.model.upgrading import upgraded
 from graphopt.model.wire import WireError, looks_truncated, read_skeleton
 
 _LAZY_ABOVE = 256 << 20  #: bytes; weights inside larger .onnx files stay in the file
-_SMALL = 64  #: elements; the checker sees smaller tensors as they are
-# Operators that ONNX Runtime keeps in the standard domain though the standard does not have them (at that version).
-_RUNTIME_OPS = {"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "Gelu", "FusedConv"}
+_WHOLE_BELOW = 1 << 20  #: bytes; smaller files are parsed in one piece
 
 
 def open_model(path: Path | str) -> ir.Model:
@@ -54,12 +49,20 @@ def _open(file: Path) -> ir.Model:
     if status.st_size == 0:
         raise DefectError("the file is empty; export or fetch it again")
     data = DataFile(os.path.abspath(file))
-    proto, windows = _parse(data)
+    proto, weights = _parse(data)
     folders = [os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))]
-    check_proto(proto, folders, windows)
+    check_proto(proto, folders, {i: tensor.nbytes for i, tensor in weights.items()})
+    fault = operator_fault(proto)
+    if fault:
+        raise DefectError(f"it is not valid ONNX ({fault}); export the model again")
+    names = {proto.graph.initializer[i].name: tensor for i, tensor in weights.items()}
+    proto = upgraded(proto)
+    concealed = conceal(proto)
     try:
-        model = ir.from_proto(proto)
-        _normalise(model)
+        with building():
+            model = ir.from_proto(proto)
+        reveal(model, concealed)
+        _inline(model)
     except (
         ir.serde.SerdeError,
         ir.passes.InvariantError,
@@ -69,21 +72,27 @@ def _open(file: Path) -> ir.Model:
         NotImplementedError,
     ) as error:
         raise DefectError(f"it cannot be represented ({_innermost(error)}); export the model again") from error
-    windows_by_name = {proto.graph.initializer[i].name: (data, *window) for i, window in windows.items()}
-    _leave_on_disk(model, folders[0], windows_by_name)
+    for name, tensor in names.items():
+        tensor.name = name
+        model.graph.initializers[name].const_value = tensor
+    _leave_on_disk(model, folders[0])
     model.meta[SOURCE_KEY] = os.path.abspath(file)
     make_names_unique(model)
-    _check_operators(model)
     return model
 
 
-def _parse(data: DataFile) -> tuple[onnx.ModelProto, dict[int, tuple[int, int]]]:
+def _parse(data: DataFile) -> tuple[onnx.ModelProto, dict[int, ir.TensorProtocol]]:
+    """The model message without its big weights, and these by their place among the initializers."""
     view = memoryview(data.mapping)
     try:
-        if data.size > _LAZY_ABOVE:
-            skeleton = read_skeleton(view)
-            return skeleton.proto, skeleton.windows
-        return onnx.ModelProto.FromString(data.read(0, data.size)), {}
+        if data.size <= min(_WHOLE_BELOW, _LAZY_ABOVE):
+            return onnx.ModelProto.FromString(data.read(0, data.size)), {}
+        held = None if data.size > _LAZY_ABOVE else data.read(0, data.size)
+        skeleton = read_skeleton(view if held is None else held)
+        return skeleton.proto, {
+            index: _weight(data, held, skeleton.proto.graph.initializer[index], *window)
+            for index, window in skeleton.windows.items()
+        }
     except WireError as error:
         raise DefectError(_unreadable(view)) from error
     except DecodeError as error:
@@ -92,6 +101,16 @@ def _parse(data: DataFile) -> tuple[onnx.ModelProto, dict[int, tuple[int, int]]]
                 "its graphs are nested deeper than protobuf can read (about 32 levels); flatten the control flow"
             ) from error
         raise DefectError(_unreadable(view)) from error
+
+
+def _weight(
+    data: DataFile, held: bytes | None, header: onnx.TensorProto, offset: int, length: int
+) -> ir.TensorProtocol:
+    """A weight that lies in the file itself: left there, or on the memory that the file has been read into."""
+    dtype = ir.DataType(header.data_type)
+    if held is None:
+        return FileTensor(data, offset, length, dtype, ir.Shape(header.dims), name=header.name)
+    return MemoryTensor(held, offset, length, dtype, ir.Shape(header.dims), name=header.name)
 
 
 def _unreadable(view: memoryview) -> str:
@@ -108,18 +127,18 @@ def _innermost(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _normalise(model: ir.Model) -> None:
-    """Functions inlined, nodes in order, an IR version in which initializers need not be inputs."""
-    if model.functions:
-        before = {id(v): v.name for v in model.graph.inputs}
-        outputs = [v.name for v in model.graph.outputs]
-        InlinePass()(model)
-        model.functions.clear()
-        _restore_interface(model, before, outputs)
+def _inline(model: ir.Model) -> None:
+    """Replace calls of functions by their bodies; the interface stays as it was."""
+    if not model.functions:
+        return
+    from onnx_ir.passes.common import InlinePass
+
+    before = {id(v): v.name for v in model.graph.inputs}
+    outputs = [v.name for v in model.graph.outputs]
+    InlinePass()(model)
+    model.functions.clear()
+    _restore_interface(model, before, outputs)
     model.graph.sort()
-    if model.ir_version < 4:
-        RemoveInitializersFromInputsPass()(model)
-        model.ir_version = 4
 
 
 def _restore_interface(model: ir.Model, inputs: Mapping[int, str | None], outputs: list[str | None]) -> None:
@@ -134,8 +153,8 @@ def _restore_interface(model: ir.Model, inputs: Mapping[int, str | None], output
         model.graph.outputs[i] = copy.outputs[0]
 
 
-def _leave_on_disk(model: ir.Model, folder: str, windows: Mapping[str, tuple[DataFile, int, int]]) -> None:
-    """Turn every tensor whose data is in a file into a FileTensor; the locations have been checked."""
+def _leave_on_disk(model: ir.Model, folder: str) -> None:
+    """Turn every tensor whose data is in a file beside the model into a FileTensor; the locations have been checked."""
     files: dict[str, DataFile] = {}
 
     def placed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
@@ -146,65 +165,19 @@ def _leave_on_disk(model: ir.Model, folder: str, windows: Mapping[str, tuple[Dat
             files[real] = DataFile(real)
         return FileTensor(files[real], tensor.offset or 0, tensor.nbytes, tensor.dtype, tensor.shape, name=name)
 
-    for name, (file, offset, length) in windows.items():
-        value = model.graph.initializers[name]
-        if value.const_value is not None:
-            header = value.const_value
-            value.const_value = FileTensor(
-                file, offset, length, header.dtype, ir.Shape(header.shape.numpy()), name=name
-            )
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.const_value = placed(value.const_value, value.name or "")
         for node in graph:
+            if not len(node.attributes):
+                continue
             for name, attr in list(node.attributes.items()):
                 held = attribute_tensors(attr)
                 if any(isinstance(tensor, ir.ExternalTensor) for tensor in held):
                     moved = [placed(tensor, tensor.name or name) for tensor in held]
                     single = attr.type is ir.AttributeType.TENSOR
                     node.attributes[name] = ir.AttrTensor(name, moved[0]) if single else ir.AttrTensors(name, moved)
-
-
-def _check_operators(model: ir.Model) -> None:
-    """Let ``onnx.checker`` judge operators and attributes, on a serialised copy without weights."""
-    undo: list[Callable[[], None]] = []
-    try:
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                if value.const_value is not None:
-                    undo.append(partial(setattr, value, "const_value", value.const_value))
-                    value.const_value = _placeholder(value.const_value)
-            for node in graph:
-                if node.op_type in _RUNTIME_OPS and not node.domain and not is_standard_op(node, model):
-                    undo.append(partial(setattr, node, "domain", node.domain))
-                    node.domain = "com.microsoft"
-                for name, attr in list(node.attributes.items()):
-                    if any(_placeholder(tensor) is not tensor for tensor in attribute_tensors(attr)):
-                        undo.append(partial(node.attributes.__setitem__, name, attr))
-                        held = [_placeholder(tensor) for tensor in attribute_tensors(attr)]
-                        single = attr.type is ir.AttributeType.TENSOR
-                        node.attributes[name] = ir.AttrTensor(name, held[0]) if single else ir.AttrTensors(name, held)
-        proto = ir.to_proto(model)
-    finally:
-        for step in undo:
-            step()
-    if "com.microsoft" not in model.graph.opset_imports:
-        proto.opset_import.add(domain="com.microsoft", version=1)
-    try:
-        onnx.checker.check_model(proto.SerializeToString())
-    except onnx.checker.ValidationError as error:
-        cause = " ".join(str(error).split("\n\n==>")[0].split()).rstrip(".")
-        raise DefectError(f"it is not valid ONNX ({cause[:300]}); export the model again") from error
-
-
-def _placeholder(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """What the checker sees: small tensors with their values, wherever these are stored, and large ones empty."""
-    if tensor.dtype is not ir.DataType.STRING and tensor.size > _SMALL:
-        return tensor_from_bytes(tensor.dtype, [0], b"", name=tensor.name or "")
-    if isinstance(tensor, ir.ExternalTensor):  # the checker would look for the data file in the working folder
-        return tensor_from_bytes(tensor.dtype, tensor.shape.numpy(), tensor.tobytes(), name=tensor.name or "")
-    return tensor
 
 
 def is_standard_op(node: ir.Node, model: ir.Model) -> bool:

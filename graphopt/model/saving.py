@@ -15,20 +15,16 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
+from graphopt.model.foreign import SparseTensor
 from graphopt.model.interrupts import InterruptGate
-from graphopt.model.tensors import (
-    FileTensor,
-    all_tensors,
-    attribute_tensors,
-    string_data,
-    tensor_chunks,
-    tensor_identity,
-)
+from graphopt.model.proto import tensor_proto, to_proto
+from graphopt.model.tensors import FileTensor, all_tensors, tensor_chunks, tensor_identity
 from graphopt.model.wire import length_tag
 
 EXTERNAL_ABOVE = 1_500_000_000  #: bytes of weights; larger models get a data file beside them
 _PROTOBUF_LIMIT = 2_000_000_000
 _KERNEL_COPY_FROM = 1 << 20  #: bytes; smaller tensors are copied through a buffer
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER, _TENSOR_RAW = 7, 5, 15, 9
 _KEEP_INLINE = 1024  #: bytes; smaller tensors stay in the .onnx even when the rest is external
 SOURCE_KEY = "graphopt.source"  #: ``model.meta`` key: the path a model was opened from
 
@@ -95,7 +91,7 @@ class _Layout:
         sizes: dict[tuple[object, ...], int] = {}
         inline = 0
         for tensor in all_tensors(self.model):
-            if tensor.dtype is not ir.DataType.STRING:
+            if _streams(tensor):
                 sizes[tensor_identity(tensor)] = tensor.nbytes
                 inline += tensor.nbytes
         if self.external is None:
@@ -108,7 +104,7 @@ class _Layout:
             return
         for tensor in all_tensors(self.model):
             key = tensor_identity(tensor)
-            if tensor.dtype is ir.DataType.STRING or tensor.nbytes <= _KEEP_INLINE or key in self.slots:
+            if not _streams(tensor) or tensor.nbytes <= _KEEP_INLINE or key in self.slots:
                 continue
             alignment = 4096 if tensor.nbytes >= 1 << 20 else 64
             offset = -(-self.length // alignment) * alignment
@@ -119,15 +115,27 @@ class _Layout:
     def data_path(self) -> Path:
         return self.target.with_name(self.target.name + ".data")
 
-    def placed(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    def placed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         """What to write in the .onnx for ``tensor``: a pointer into the data file, or itself."""
         slot = self.slots.get(tensor_identity(tensor))
         if slot is None:
             return tensor
         shape = ir.Shape(tensor.shape.numpy())
         return ir.ExternalTensor(
-            self.data_path.name, slot[0], tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=""
+            self.data_path.name, slot[0], tensor.nbytes, tensor.dtype, shape=shape, name=tensor.name or "", base_dir=""
         )
+
+    def in_protobuf(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        """The same for tensors that are not streamed: those on disk are read in."""
+        placed = self.placed(tensor)
+        if isinstance(placed, FileTensor):
+            return ir.tensor(placed.numpy(), dtype=placed.dtype, name=placed.name)
+        return placed
+
+
+def _streams(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor's bytes are written as they are; strings and sparse tensors are messages of their own."""
+    return tensor.dtype is not ir.DataType.STRING and not isinstance(tensor, SparseTensor)
 
 
 def _check_target(model: ir.Model, layout: _Layout) -> None:
@@ -188,7 +196,7 @@ class _Meter:
 
 
 def _write(layout: _Layout, files: list[Path], progress: ProgressCallback | None) -> None:
-    meter = _Meter(sum(t.nbytes for t in all_tensors(layout.model) if t.dtype is not ir.DataType.STRING), progress)
+    meter = _Meter(sum(t.nbytes for t in all_tensors(layout.model) if _streams(t)), progress)
     if layout.slots:
         with _created(files[1]) as out:
             for offset, tensor in layout.slots.values():
@@ -239,24 +247,19 @@ def _copied_by_kernel(tensor: FileTensor, out: BinaryIO, meter: _Meter) -> bool:
 
 def _write_protobuf(layout: _Layout, out: BinaryIO, meter: _Meter) -> None:
     """The model message: everything small through protobuf, the main graph's initializers streamed behind it."""
-    skeleton = layout.model.clone()
-    weights = list(skeleton.graph.initializers.values())
-    for value in weights:
-        del skeleton.graph.initializers[value.name or ""]
-    _place_nested(skeleton, layout)
-    proto = ir.to_proto(skeleton)
-    graph = proto.graph.SerializeToString()
-    proto.ClearField("graph")
+    proto = to_proto(layout.model, place=layout.in_protobuf, initializers=False)
     parts = [
-        _initializer_head(value.name or "", layout.placed(value.const_value, value.name or ""))
-        for value in weights
+        _initializer_head(value.name or "", layout.placed(value.const_value))
+        for value in layout.model.graph.initializers.values()
         if value.const_value is not None
     ]
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
     length = len(graph) + sum(len(head) + (t.nbytes if t is not None else 0) for head, t in parts)
     if length > _PROTOBUF_LIMIT:
         raise ModelError(f"{layout.target}: {length} bytes do not fit in one protobuf file; save with external data")
     out.write(proto.SerializeToString())
-    out.write(length_tag(7, length))
+    out.write(length_tag(_MODEL_GRAPH, length))
     out.write(graph)
     for head, tensor in parts:
         out.write(head)
@@ -266,36 +269,12 @@ def _write_protobuf(layout: _Layout, out: BinaryIO, meter: _Meter) -> None:
 
 def _initializer_head(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, ir.TensorProtocol | None]:
     """The bytes before a tensor's data inside the graph message, and the tensor if its data follows."""
+    if isinstance(tensor, SparseTensor):
+        body = tensor.to_proto(name).SerializeToString()
+        return length_tag(_GRAPH_SPARSE_INITIALIZER, len(body)) + body, None
     if type(tensor) is ir.ExternalTensor or tensor.dtype is ir.DataType.STRING:
-        if tensor.dtype is ir.DataType.STRING:
-            proto = onnx.TensorProto(data_type=8, dims=tensor.shape.numpy(), string_data=string_data(tensor))
-        else:
-            proto = ir.to_proto(tensor)
-        proto.name = name
-        body = proto.SerializeToString()
-        return length_tag(5, len(body)) + body, None
+        body = tensor_proto(tensor, name).SerializeToString()
+        return length_tag(_GRAPH_INITIALIZER, len(body)) + body, None
     head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy()).SerializeToString()
-    head += length_tag(9, tensor.nbytes)
-    return length_tag(5, len(head) + tensor.nbytes) + head, tensor
-
-
-def _place_nested(skeleton: ir.Model, layout: _Layout) -> None:
-    """Point the big tensors of nested bodies and of attributes into the data file; others on disk are read in."""
-    for graph in skeleton.graphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = _in_protobuf(layout.placed(value.const_value, value.name or ""))
-        for node in graph:
-            for name, attr in list(node.attributes.items()):
-                held = attribute_tensors(attr)
-                if not held:
-                    continue
-                moved = [_in_protobuf(layout.placed(tensor, tensor.name or "value")) for tensor in held]
-                single = attr.type is ir.AttributeType.TENSOR
-                node.attributes[name] = ir.AttrTensor(name, moved[0]) if single else ir.AttrTensors(name, moved)
-
-
-def _in_protobuf(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if isinstance(tensor, FileTensor):
-        return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
-    return tensor
+    head += length_tag(_TENSOR_RAW, tensor.nbytes)
+    return length_tag(_GRAPH_INITIALIZER, len(head) + tensor.nbytes) + head, tensor

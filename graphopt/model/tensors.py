@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from graphopt.model.graphs import all_graphs
+
 CHUNK = 8 << 20  #: bytes of weights held in memory at once while hashing, comparing or copying
 
 
@@ -93,6 +95,31 @@ class FileTensor(ir.ExternalTensor):
             file.write(chunk)
 
 
+class MemoryTensor(ir.LazyTensor):
+    """A tensor on a part of ``data``, memory that never changes; nothing is copied.
+
+    ``data`` is in ONNX's raw layout (little-endian, small types packed).
+    """
+
+    __slots__ = ("memory",)
+
+    def __init__(
+        self, data: bytes, offset: int, length: int, dtype: ir.DataType, shape: ir.Shape, *, name: str
+    ) -> None:
+        super().__init__(self._tensor_over_memory, dtype, shape, name=name)
+        self.memory = memoryview(data)[offset : offset + length]
+
+    def _tensor_over_memory(self) -> ir.TensorProtocol:
+        if self.dtype.bitwidth < 8:
+            return tensor_from_bytes(self.dtype, self.shape.numpy(), self.tobytes())
+        array = np.frombuffer(self.memory, dtype=np.dtype(self.dtype.numpy()).newbyteorder("<"))
+        array = array if array.flags.aligned else array.copy()
+        return ir.Tensor(array.reshape(self.shape.numpy()), dtype=self.dtype)
+
+    def tobytes(self) -> bytes:
+        return bytes(self.memory)
+
+
 def tensor_from_bytes(dtype: ir.DataType, dims: Sequence[int], data: bytes, *, name: str = "") -> ir.TensorProtocol:
     """A tensor in memory over ``data`` in ONNX's raw layout (little-endian, small types packed)."""
     return ir.serde.TensorProtoTensor(onnx.TensorProto(name=name, data_type=int(dtype), dims=dims, raw_data=data))
@@ -114,7 +141,7 @@ def tensor_chunks(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[byte
         for at in range(0, total, size):
             yield tensor.file.read(start + at, min(size, total - at))
         return
-    data = memoryview(tensor.tobytes())
+    data = tensor.memory if isinstance(tensor, MemoryTensor) else memoryview(tensor.tobytes())
     for at in range(0, len(data), size):
         yield data[at : at + size]
 
@@ -123,6 +150,8 @@ def tensor_window(tensor: ir.TensorProtocol, at: int, length: int) -> bytes:
     """``length`` bytes of a numeric tensor from byte ``at``, without reading the rest when it lies on disk."""
     if isinstance(tensor, FileTensor):
         return tensor.file.read((tensor.offset or 0) + at, length)
+    if isinstance(tensor, MemoryTensor):
+        return bytes(tensor.memory[at : at + length])
     if tensor.dtype.bitwidth >= 8:
         array = tensor.numpy()
         if array.flags.c_contiguous:
@@ -154,21 +183,21 @@ def byte_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
 
 def attribute_tensors(attr: ir.Attr) -> list[ir.TensorProtocol]:
     """The tensors an attribute holds itself; those inside its graphs are not among them."""
-    if attr.is_ref():
-        return []
-    if attr.type is ir.AttributeType.TENSOR:
+    if attr.type is ir.AttributeType.TENSOR and not attr.is_ref():
         return [attr.as_tensor()]
-    if attr.type is ir.AttributeType.TENSORS:
+    if attr.type is ir.AttributeType.TENSORS and not attr.is_ref():
         return list(attr.as_tensors())
     return []
 
 
 def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every tensor of every scope: initializers, then those in node attributes. Shared ones come repeatedly."""
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
         for node in graph:
+            if not len(node.attributes):
+                continue
             for attr in node.attributes.values():
                 yield from attribute_tensors(attr)

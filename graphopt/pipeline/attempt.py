@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from pydantic import ValidationError
@@ -74,7 +74,7 @@ def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signatu
         raise RejectedError(
             Cause.UNTRUTHFUL, f"claims {count} change{'s' * (count != 1)}, but the model is the same", plan=plan
         )
-    return Edited(clone, plan, after)
+    return Edited(clone, replace(plan, payload=None), after)  # the payload may hold as much as the model
 
 
 def checked(plan: object) -> Plan:

@@ -13,13 +13,14 @@ from graphopt.pipeline.facts import environment, model_facts, stored_files
 from graphopt.pipeline.fidelity import fidelity_report
 from graphopt.pipeline.inputs import Inputs
 from graphopt.pipeline.result import DataSource, Environment, FidelityReport, LatencyRow, ModelFacts
-from graphopt.pipeline.runs import ModelRuns, RunOptions
+from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.structure import interface_fault
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.dataset import Dataset
 from graphopt.runtime.metrics import ComparisonAccumulator, first_problem
 from graphopt.runtime.provider import resolve_provider
+from graphopt.runtime.sessions import Sessions
 
 DEFAULT_COSINE = 0.999
 DEFAULT_RELATIVE = 1e-2  #: largest error over the output's largest magnitude
@@ -71,15 +72,17 @@ def compare(
     notes = _interface_notes(*models)
     runs: list[ModelRuns] = []
     inputs = Inputs(models[0], data, tokenizer=tokenizer, limit=limit, seed=seed, session=lambda: runs[0].session)
-    options = RunOptions(provider, threads)
-    runs += [ModelRuns(m, inputs, options, label=str(p)) for m, p in zip(models, (first, second), strict=True)]
+    sessions = Sessions(provider, threads)
+    runs += [ModelRuns(m, inputs, sessions, label=str(p)) for m, p in zip(models, (first, second), strict=True)]
     talk.step("comparing outputs")
     total, samples = ComparisonAccumulator(), 0
     for label in inputs.probes:
         total.update(runs[0].probe(label), runs[1].probe(label))
+    both = [run.session for run in runs]
     for feed in inputs.dataset:
-        total.update(runs[0].session.run(feed), runs[1].session.run(feed))
+        total.update(both[0].run(feed), both[1].run(feed))
         samples += inputs.dataset.size(feed)
+    del both
     figures = total.result()
     report = fidelity_report(figures, samples)
     reasons = [problem] if (problem := first_problem(figures)) else []
@@ -92,7 +95,7 @@ def compare(
         second=facts[1],
         fidelity=report,
         data=DataSource(name=inputs.dataset.name, synthetic=inputs.synthetic, samples=samples),
-        environment=environment(runs[0].session.providers, threads),
+        environment=environment(sessions.used_providers, threads),
         notes=notes,
     )
     if timed:

@@ -12,10 +12,11 @@ import onnx_ir as ir
 from graphopt.errors import GraphoptError, PassError
 from graphopt.pipeline.fidelity import mean_divergence
 from graphopt.pipeline.inputs import Inputs
-from graphopt.pipeline.runs import ModelRuns, RunOptions
+from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.metrics import ComparisonAccumulator
+from graphopt.runtime.sessions import Sessions
 from graphopt.transform import Progress
 
 #: Splits a pass may read; the guard's own is not among them.
@@ -38,7 +39,7 @@ class PipelineContext:
     ) -> None:
         assert isinstance(original.model, ir.Model)
         self.original: ir.Model = original.model
-        self.provider: str = original.options.provider
+        self.provider: str = original.sessions.provider
         self.target, self.seed, self.has_data = target, seed, has_data
         self._runs = original
         self._judge = judge
@@ -60,8 +61,8 @@ class PipelineContext:
         return self._runs.inputs
 
     @property
-    def _options(self) -> RunOptions:
-        return self._runs.options
+    def _sessions(self) -> Sessions:
+        return self._runs.sessions
 
     def observe(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
@@ -70,7 +71,7 @@ class PipelineContext:
         self._demand_runs()
         if split not in OPEN_SPLITS:
             raise PassError(f"a pass may observe the splits {' and '.join(OPEN_SPLITS)}, not {split!r}")
-        runs = self._runs if model is self.original else ModelRuns(model, self._inputs, self._options)
+        runs = self._runs if model is self.original else ModelRuns(model, self._inputs, self._sessions)
         yield from runs.observe(values, split, limit)
 
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
@@ -82,10 +83,11 @@ class PipelineContext:
         self._demand_runs()
         found = []
         for model in models:
-            candidate = ModelRuns(model, self._inputs, self._options, label="a candidate")
+            candidate = ModelRuns(model, self._inputs, self._sessions, label="a candidate")
             total = ComparisonAccumulator()
+            session = candidate.session
             for feed, expected in self._runs.pairs("selection", limit):
-                total.update(expected, candidate.session.run(feed))
+                total.update(expected, session.run(feed))
             found.append(mean_divergence(total.result()))
         return found
 
@@ -93,6 +95,11 @@ class PipelineContext:
         """Median seconds per run, interleaved; geometric mean over the timing shapes."""
         self._demand_runs()
         return self._stopwatch.seconds({name: self._runs_of(model) for name, model in models.items()}, rounds=rounds)
+
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        """Measured seconds of each node of the main graph, over the timing shapes."""
+        self._demand_runs()
+        return self._stopwatch.node_seconds(model)
 
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
@@ -104,7 +111,7 @@ class PipelineContext:
         return self._talk.progress(label, total)
 
     def _runs_of(self, model: ir.Model) -> ModelRuns:
-        return self._runs if model is self.original else ModelRuns(model, self._inputs, self._options)
+        return self._runs if model is self.original else ModelRuns(model, self._inputs, self._sessions)
 
     def _demand_runs(self) -> None:
         if not self.can_run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
-from graphopt.model import clone_model, digest, open_model, save_model
+from graphopt.model import open_model, save_model
 from graphopt.pipeline.facts import environment, model_facts
 from graphopt.pipeline.job import Setup
 from graphopt.pipeline.output import publish, staged
@@ -23,19 +23,19 @@ def finish(
     report: Result, state: State, setup: Setup, recipe: Recipe, *, target: Path | None, keep_best: bool, talk: Talk
 ) -> None:
     """Complete ``report``, and write the file when everything passed or ``keep_best`` asks for the rest."""
-    signed = clone_model(state.model)
+    signed = state.model  # private to this run
     sign(signed, input_digest=setup.digest, resolved=report.recipe, passes=report.passes)
     report.attach(signed)
     _describe_inputs(report, setup)
     state.runs.close()
     if target is None:
         report.output = model_facts(signed)
-        _measure(report, ModelRuns(signed, setup.inputs, setup.bench.original.options), state, setup, talk)
+        _measure(report, ModelRuns(signed, setup.inputs, setup.bench.original.sessions), state, setup, talk)
         _check_targets(report, recipe.targets)
     else:
         _write(report, state, setup, recipe.targets, target, keep_best=keep_best, talk=talk)
     validated = setup.bench.validate
-    providers = setup.bench.original.session.providers if validated else []
+    providers = setup.bench.original.sessions.used_providers if validated else []
     report.environment = environment(providers, recipe.threads)
     report.peak_memory_bytes = peak_memory()
 
@@ -48,10 +48,10 @@ def _write(
         files = save_model(report.model, draft)
         again = open_model(draft)
         report.output = model_facts(again, None, files)
-        if report.output.digest != digest(report.model):
+        if report.output.digest != state.digest:
             _fail(report, "the written file does not hold the model that was checked")
         _measure(
-            report, ModelRuns(draft, setup.inputs, setup.bench.original.options, label=str(target)), state, setup, talk
+            report, ModelRuns(draft, setup.inputs, setup.bench.original.sessions, label=str(target)), state, setup, talk
         )
         _check_targets(report, targets)
         del again

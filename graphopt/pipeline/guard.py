@@ -27,7 +27,6 @@ from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.tasks import Metric, score
 from graphopt.runtime.metrics import ComparisonAccumulator, first_problem
-from graphopt.runtime.session import Session
 from graphopt.transform import Fidelity
 
 
@@ -109,9 +108,7 @@ class Guard:
         if key not in self._noise:
             check = TightCheck()
             try:
-                plain = Session(
-                    model.model, provider=model.options.provider, threads=model.options.threads, optimize=False
-                )
+                plain = model.sessions.open(model.model, optimize=False)
                 for label, feed in model.inputs.probes.items():
                     check.add(model.probe(label), plain.run(feed), label)
             except GraphoptError:

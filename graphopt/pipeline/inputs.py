@@ -46,7 +46,7 @@ class Inputs:
         elif data is not None:
             self.dataset = load_dataset(data, model, tokenizer=tokenizer, limit=limit, seed=seed)
         else:
-            self.dataset = synthesize(model, samples=limit or SYNTHETIC_SAMPLES, seed=seed)
+            self.dataset = synthesize(model, samples=limit or SYNTHETIC_SAMPLES, seed=seed, opener=session)
 
     @property
     def synthetic(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,34 +96,39 @@ def optimize(
         dry_run=dry_run,
         talk=talk,
     )
-    state = setup.state
-    results: list[PassResult] = list(setup.done)
-    for step in steps[len(results) :]:
-        if step.skip is not None:
-            results.append(
-                PassResult(
-                    name=step.name, status=Status.SKIPPED, reason=step.skip, params=step.params, implicit=step.implicit
+    with closing(setup.bench.spilled):
+        state = setup.state
+        results: list[PassResult] = list(setup.done)
+        for step in steps[len(results) :]:
+            if step.skip is not None:
+                results.append(
+                    PassResult(
+                        name=step.name,
+                        status=Status.SKIPPED,
+                        reason=step.skip,
+                        params=step.params,
+                        implicit=step.implicit,
+                    )
                 )
-            )
-            continue
-        assert step.transform is not None
-        talk.step(f"{step.name}: planning, applying" + ("" if dry_run else ", checking"))
-        result, state = transact(step.transform, state, setup.bench)
-        result.implicit = step.implicit
-        talk.info(f"{step.name}: {result.status}{': ' + result.reason if result.reason else ''}")
-        results.append(result)
-    resolved = resolved_recipe(plan, results, target=setup.target)
-    report = Result(
-        status="PASSED",
-        reasons=_failures(results),
-        recipe=resolved,
-        passes=results,
-        input=setup.input,
-        notes=setup.notes,
-        dry_run=dry_run,
-    )
-    report.status = "FAILED" if report.reasons else "PASSED"
-    finish(report, state, setup, plan, target=target, keep_best=keep_best, talk=talk)
+                continue
+            assert step.transform is not None
+            talk.step(f"{step.name}: planning, applying" + ("" if dry_run else ", checking"))
+            result, state = transact(step.transform, state, setup.bench)
+            result.implicit = step.implicit
+            talk.info(f"{step.name}: {result.status}{': ' + result.reason if result.reason else ''}")
+            results.append(result)
+        resolved = resolved_recipe(plan, results, target=setup.target)
+        report = Result(
+            status="PASSED",
+            reasons=_failures(results),
+            recipe=resolved,
+            passes=results,
+            input=setup.input,
+            notes=setup.notes,
+            dry_run=dry_run,
+        )
+        report.status = "FAILED" if report.reasons else "PASSED"
+        finish(report, state, setup, plan, target=target, keep_best=keep_best, talk=talk)
     report.seconds = time.perf_counter() - started
     return report
 

@@ -46,28 +46,28 @@ def check_output(output: Path, model: ir.Model, source: Path | None) -> None:
             raise UsageError(f"{target} is part of the input, which is never overwritten; choose another output")
 
 
-def check_report(report: Path | None, model: Path, output: Path | None) -> None:
-    """Refuse a report path that cannot be written or is one of the models. Raises UsageError."""
+def check_report(report: Path | None, model: Path, output: Path | None = None, *, option: str = "--report") -> None:
+    """Refuse a report path that cannot be written or is one of the models. Raises UsageError, naming ``option``."""
     if report is None:
         return
     if report.parent.is_dir() and not os.access(report.parent, os.W_OK):
-        raise UsageError(f"--report {report}: the folder {str(report.parent)!r} is not writable; choose another name")
+        raise UsageError(f"{option} {report}: the folder {str(report.parent)!r} is not writable; choose another name")
     if report.is_dir() or not report.parent.is_dir():
-        raise UsageError(f"--report {report}: give a file name in an existing folder")
+        raise UsageError(f"{option} {report}: give a file name in an existing folder")
     if not replaceable(report):
-        raise UsageError(f"--report {report}: is not a plain file, so it is not replaced; choose another name")
+        raise UsageError(f"{option} {report}: is not a plain file, so it is not replaced; choose another name")
     if any(other is not None and _same(report, other) for other in (model, output)):
-        raise UsageError(f"--report {report} is one of the models; choose another name")
+        raise UsageError(f"{option} {report} is one of the models; choose another name")
 
 
-def write_report(path: Path, text: str) -> None:
-    """Write a report as a whole or not at all. Raises UsageError when the disk refuses."""
+def write_report(path: Path, text: str, *, option: str = "--report") -> None:
+    """Write a report as a whole or not at all. Raises UsageError, naming ``option``, when the disk refuses."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.write_text(text + "\n", encoding="utf-8")
         os.replace(draft, path)
     except OSError as error:
-        raise UsageError(f"--report {path}: cannot be written ({error.strerror or error})") from error
+        raise UsageError(f"{option} {path}: cannot be written ({error.strerror or error})") from error
     finally:
         draft.unlink(missing_ok=True)
 

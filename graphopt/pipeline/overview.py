@@ -1,26 +1,10 @@
-"""What a model consists of: layers, groups that can be pruned and those that cannot, parameters and work by role."""
+"""What a model consists of: stages, layers, groups that can be pruned and those that cannot, where work and time go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import onnx_ir as ir
 from pydantic import BaseModel, Field
 
-from graphopt.analysis.axes import Group
-from graphopt.analysis.blocks import Layer
-from graphopt.analysis.cost import count_cost
-from graphopt.analysis.shapes import measure_shapes
-from graphopt.analysis.view import GraphView
-from graphopt.errors import GraphoptError, UsageError
-from graphopt.interop import NoMeasurements
-from graphopt.model import digest, open_model, signature
-from graphopt.pipeline.attempt import RejectedError, attempt
-from graphopt.pipeline.facts import model_facts, stored_files
-from graphopt.pipeline.registry import discover
 from graphopt.pipeline.result import ModelFacts
-from graphopt.runtime.provider import resolve_provider
 
 
 class Interface(BaseModel):
@@ -37,8 +21,21 @@ class LayerFacts(BaseModel):
     index: int
     blocks: str
     parameters: int
+    time_share: float | None = None
     input: str
     output: str
+
+
+class HoldFacts(BaseModel):
+    """One reason why a group cannot be pruned, and the operand and axis behind it where that can be told."""
+
+    reason: str
+    op: str | None = None
+    node: str | None = None
+    operand: str | None = None
+    """``input 0`` or ``output 0`` of the node, or ``graph input``, ``graph output``."""
+    value: str | None = None
+    axis: int | None = None
 
 
 class GroupFacts(BaseModel):
@@ -50,11 +47,23 @@ class GroupFacts(BaseModel):
     parameters: int
     share: float
     """Of all the model's parameters."""
+    time_share: float | None = None
+    """Of the time of a run: nodes that read the group's weights, each by the share of its weights that it touches."""
     layer: int | None = None
     touches: list[str] = Field(default_factory=list)
     """Weights that hold the units, as ``name[axis]``."""
     reasons: list[str] = Field(default_factory=list)
     """Why they cannot be removed; empty when they can."""
+    held_by: list[HoldFacts] = Field(default_factory=list)
+    """The reasons once more, each with its place."""
+
+
+class CoverFacts(BaseModel):
+    """What several groups touch together; what is in more than one of them counts once."""
+
+    groups: int
+    share: float
+    time_share: float | None = None
 
 
 class RoleFacts(BaseModel):
@@ -65,6 +74,45 @@ class RoleFacts(BaseModel):
     parameters: int
     bytes: int
     macs: int
+    time_share: float | None = None
+
+
+class WeightFacts(BaseModel):
+    """One weight, in the stage that reads it first."""
+
+    name: str
+    dims: list[int]
+    parameters: int
+    groups: dict[str, float] = Field(default_factory=dict)
+    """By role of prunable groups: the share of the weight that lies in them."""
+
+
+class StageFacts(BaseModel):
+    """One step of the model: a residual block, or nodes outside of any."""
+
+    title: str
+    block: bool
+    """Whether it is a residual block: its result is added to what it starts from."""
+    trunk: int | None = None
+    layer: int | None = None
+    nodes: int
+    parameters: int
+    share: float
+    time_share: float | None = None
+    weights: list[WeightFacts] = Field(default_factory=list)
+    groups: list[str] = Field(default_factory=list)
+    """Names of the prunable groups with units in these weights."""
+    frozen: list[str] = Field(default_factory=list)
+    """Names of those that cannot be pruned."""
+
+
+class TimingFacts(BaseModel):
+    """How time was measured; shares of time are shares of ``seconds``."""
+
+    shapes: list[str]
+    seconds: float
+    """Of one run, graph optimisations off; geometric mean over the shapes."""
+    provider: str
 
 
 class Overview(BaseModel):
@@ -74,116 +122,17 @@ class Overview(BaseModel):
     opset: dict[str, int]
     inputs: list[Interface]
     outputs: list[Interface]
+    timing: TimingFacts | None = None
+    """None where time was not measured."""
+    stages: list[StageFacts] = Field(default_factory=list)
     layers: list[LayerFacts] = Field(default_factory=list)
     prunable: list[GroupFacts] = Field(default_factory=list)
     frozen: list[GroupFacts] = Field(default_factory=list)
+    cover: dict[str, CoverFacts] = Field(default_factory=dict)
+    """What the prunable groups of each role touch; under ``all`` those of every role."""
     roles: list[RoleFacts] = Field(default_factory=list)
     macs_at: dict[str, int] = Field(default_factory=dict)
     """Sizes of the dynamic dims that multiply-accumulates are counted at."""
     unknown_ops: dict[str, int] = Field(default_factory=dict)
     """Operators without an axis rule; what they touch cannot be pruned."""
     notes: list[str] = Field(default_factory=list)
-
-
-def inspect_model(path: Path, *, provider: str = "cpu", sizes: Mapping[str, int] | None = None) -> Overview:
-    """Describe a model as passes see it: after ``cleanup``. What needs a run is left out, with a note, if none works.
-
-    ``sizes`` of dynamic dims, by name, are what multiply-accumulates are counted at.
-
-    Raises ModelError when the file cannot be read, MissingDependencyError for a provider that is not there, UsageError
-    for a dim that the model does not have.
-    """
-    resolve_provider(provider)
-    opened = open_model(path)
-    facts = signature(opened)
-    overview = Overview(
-        model=model_facts(opened, path, stored_files(opened, path)),
-        opset={domain or "ai.onnx": version for domain, version in opened.graph.opset_imports.items()},
-        inputs=[Interface(name=v.name, dtype=v.dtype, dims=_listed(v.dims)) for v in (*facts.inputs, *facts.defaults)],
-        outputs=[Interface(name=v.name, dtype=v.dtype, dims=_listed(v.dims)) for v in facts.outputs],
-    )
-    view = GraphView(_cleaned(opened, overview), provider=provider)
-    layers = view.structure.layers
-    of_layer = {node: layer.index for layer in layers for node in layer.nodes}
-    try:
-        _count(view, layers, overview, sizes)
-        _group(view, of_layer, overview)
-    except UsageError:
-        raise
-    except GraphoptError as error:
-        overview.notes.append(f"groups and multiply-accumulates need a run, and none works here: {error}")
-        overview.layers = [_layer(layer, 0) for layer in layers]
-    return overview
-
-
-def _cleaned(model: ir.Model, overview: Overview) -> ir.Model:
-    registry = discover()
-    if "cleanup" not in registry.names:
-        return model
-    try:
-        edited = attempt(registry.build("cleanup", {}), model, digest(model), signature(model), NoMeasurements(model))
-    except (RejectedError, GraphoptError) as error:
-        overview.notes.append(f"shown as it is in the file, because cleanup failed: {error}")
-        return model
-    return edited.model
-
-
-def _count(view: GraphView, layers: Sequence[Layer], overview: Overview, sizes: Mapping[str, int] | None) -> None:
-    table = view.cost
-    if sizes:
-        shapes = measure_shapes(view.model, provider=view.provider, sizes=sizes)
-        table = count_cost(view.model, shapes, structure=view.structure)
-    overview.macs_at = dict(table.assignments[0]) if table.assignments else {}
-    overview.roles = [
-        RoleFacts(
-            role=role,
-            nodes=cost.nodes,
-            parameters=cost.parameters,
-            bytes=cost.bytes,
-            macs=cost.macs[0] if cost.macs else 0,
-        )
-        for role, cost in table.by_role.items()
-    ]
-    for layer in layers:
-        constants = {
-            c.key: c.elements for n in layer.nodes if (cost := table.of(n)) is not None for c in cost.constants
-        }
-        overview.layers.append(_layer(layer, sum(constants.values())))
-    if table.unknown:
-        overview.notes.append(f"multiply-accumulates of {len(table.unknown)} nodes are unknown and left out")
-
-
-def _group(view: GraphView, of_layer: dict[ir.Node, int], overview: Overview) -> None:
-    total = max(view.cost.total.parameters, 1)
-    for group in view.axes.groups:
-        facts = _facts(group, of_layer, total)
-        (overview.prunable if group.prunable else overview.frozen).append(facts)
-    overview.unknown_ops = view.axes.unknown_ops
-
-
-def _facts(group: Group, of_layer: dict[ir.Node, int], total: int) -> GroupFacts:
-    layers = {of_layer[touch.node] for touch in group.touches if touch.node in of_layer}
-    return GroupFacts(
-        name=group.name,
-        role=group.role,
-        size=group.size,
-        parameters=group.parameters,
-        share=group.parameters / total,
-        layer=layers.pop() if len(layers) == 1 else None,
-        touches=list(dict.fromkeys(f"{touch.name}[{touch.axis}]" for touch in group.touches)),
-        reasons=list(group.reasons),
-    )
-
-
-def _layer(layer: Layer, parameters: int) -> LayerFacts:
-    return LayerFacts(
-        index=layer.index,
-        blocks=layer.summary,
-        parameters=parameters,
-        input=layer.input.name or "",
-        output=layer.output.name or "",
-    )
-
-
-def _listed(dims: tuple[int | str | None, ...] | None) -> list[int | str | None] | None:
-    return None if dims is None else list(dims)

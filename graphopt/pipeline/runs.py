@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.pipeline.inputs import Feed, Inputs
 from graphopt.runtime.session import Session
+from graphopt.runtime.sessions import Sessions
 
 Outputs = dict[str, np.ndarray]
 Shapes = tuple[tuple[int, ...], ...]
@@ -19,37 +19,25 @@ Shapes = tuple[tuple[int, ...], ...]
 KEPT_BYTES = 128 << 20  #: outputs kept per split of one model; further batches are run again when needed
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How sessions are made."""
-
-    provider: str = "cpu"
-    threads: int | None = None
-
-
 class ModelRuns:
     """Runs one model, which must not be edited meanwhile, on the inputs of a pipeline."""
 
-    def __init__(
-        self, model: ir.Model | Path, inputs: Inputs, options: RunOptions, *, label: str = "the model"
-    ) -> None:
-        self.model, self.inputs, self.options, self.label = model, inputs, options, label
-        self._session: Session | None = None
+    def __init__(self, model: ir.Model | Path, inputs: Inputs, sessions: Sessions, *, label: str = "the model") -> None:
+        self.model, self.inputs, self.sessions, self.label = model, inputs, sessions, label
         self._probed: dict[str, Outputs] = {}
         self._kept: dict[str, list[tuple[Shapes, Outputs]]] = {}
 
     @property
     def session(self) -> Session:
-        """The session, opened when first needed. Raises ModelError when ONNX Runtime refuses the model."""
-        if self._session is None:
-            self._session = Session(
-                self.model, provider=self.options.provider, threads=self.options.threads, label=self.label
-            )
-        return self._session
+        """The session, opened when needed. Raises ModelError when ONNX Runtime refuses the model.
+
+        Hold it in a variable over a loop: another model's session may take its place in memory meanwhile.
+        """
+        return self.sessions.get(self, self.model, label=self.label)
 
     def close(self) -> None:
         """Free the session; what it answered stays."""
-        self._session = None
+        self.sessions.close(self)
 
     def probe(self, label: str) -> Outputs:
         """Outputs on one probe."""
@@ -60,13 +48,15 @@ class ModelRuns:
     def pairs(self, split: str, limit: int | None = None) -> Iterator[tuple[Feed, Outputs]]:
         """Feeds of a split with this model's outputs, kept for the next time while they are few enough."""
         kept = self._kept.setdefault(split, [])
+        session: Session | None = None
         used = sum(_size(value) for _, outputs in kept for value in outputs.values())
         for index, feed in enumerate(self.inputs.batches(split, limit)):
             shapes = tuple(array.shape for array in feed.values())
             if index < len(kept) and kept[index][0] == shapes:  # a smaller limit cuts the last batch short
                 yield feed, kept[index][1]
                 continue
-            outputs = self.session.run(feed)
+            session = session or self.session
+            outputs = session.run(feed)
             needed = sum(map(_size, outputs.values()))
             if index == len(kept) and used + needed <= KEPT_BYTES:
                 kept.append((shapes, outputs))
@@ -75,13 +65,7 @@ class ModelRuns:
 
     def observe(self, values: Sequence[str], split: str, limit: int | None) -> Iterator[Outputs]:
         """Named values, batch by batch, on a session of their own."""
-        session = Session(
-            self.model,
-            provider=self.options.provider,
-            threads=self.options.threads,
-            outputs=list(values),
-            label=self.label,
-        )
+        session = self.sessions.open(self.model, outputs=list(values), label=self.label)
         for feed in self.inputs.batches(split, limit):
             yield session.run(feed)
 

@@ -15,13 +15,14 @@ from graphopt.pipeline.job import CLEANUP, BuiltStep, Setup
 from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.registry import AnyPass, Registry
 from graphopt.pipeline.repair import repair, why_not, widen
-from graphopt.pipeline.runs import ModelRuns, RunOptions
+from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.tasks import Metric, load_metric
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.pipeline.transaction import Bench, State
 from graphopt.runtime.dataset import Dataset
 from graphopt.runtime.provider import default_target, resolve_provider
+from graphopt.runtime.sessions import Sessions
 from graphopt.transform import Fidelity
 
 
@@ -65,7 +66,7 @@ def set_up(
     target = recipe.target or default_target(recipe.provider)
     validate = recipe.guard.validate_runs and not dry_run
     wanted = metric or (load_metric(recipe.guard.metric) if recipe.guard.metric else None)
-    options = RunOptions(recipe.provider, recipe.threads)
+    sessions = Sessions(recipe.provider, recipe.threads)
     label = str(source) if source is not None else f"model {model.graph.name!r}"
     facts = model_facts(model, source, stored_files(model, source) if source is not None else None)
 
@@ -78,12 +79,12 @@ def set_up(
             seed=recipe.seed,
             session=lambda: runs.session,
         )
-        runs = ModelRuns(reference, runs_inputs, options, label=label)
+        runs = ModelRuns(reference, runs_inputs, sessions, label=label)
         guard = Guard(recipe.guard, runs, wanted, talk=talk)
         stopwatch = Stopwatch(runs, seed=recipe.seed, talk=talk)
 
         def acceptable(candidate: ir.Model) -> bool:
-            judged = ModelRuns(candidate, runs_inputs, options, label="a candidate")
+            judged = ModelRuns(candidate, runs_inputs, sessions, label="a candidate")
             return guard.judge(
                 judged, before=runs, promise=Fidelity.LOSSY, loosest=Fidelity.LOSSY, split="selection"
             ).ok

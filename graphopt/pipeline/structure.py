@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import all_graphs, bodies
+from graphopt.editing import bodies
 from graphopt.errors import ModelError
-from graphopt.model import Signature, clone_model, signature
-
-if TYPE_CHECKING:
-    import onnx
+from graphopt.model import Signature, SparseTensor, operator_fault, signature, to_proto
 
 _KEEP_BYTES = 1024  # smaller constants stay in the checked proto: shapes and axes matter to the checker
-_SHOWN = 3
 
 
 def check_structure(model: ir.Model, expected: Signature) -> None:
@@ -77,34 +71,16 @@ def scope_fault(model: ir.Model) -> str:
 
 def checker_fault(model: ir.Model) -> str:
     """Empty when the ONNX checker accepts the model; large weights are left out, so any size can be checked."""
-    import onnx
-
     try:
-        onnx.checker.check_model(stripped_proto(model))
-    except onnx.checker.ValidationError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return "the ONNX checker refuses the model: " + " ".join(lines[:_SHOWN])
+        fault = operator_fault(to_proto(model, place=_light))
     except (ValueError, TypeError, RecursionError) as error:
         return f"the model cannot be serialised: {type(error).__name__}: {error}"
-    return ""
+    return f"the ONNX checker refuses the model: {fault}" if fault else ""
 
 
-def stripped_proto(model: ir.Model) -> onnx.ModelProto:
-    """A ModelProto in which large weights are empty: shapes and axes matter to the checker, weights do not."""
-    light = clone_model(model)
-    for graph in all_graphs(light):
-        for value in graph.initializers.values():
-            if value.const_value is not None and value.const_value.nbytes > _KEEP_BYTES:
-                value.const_value = _empty(value.const_value)
-        for node in graph:
-            for key, attr in list(node.attributes.items()):
-                if not attr.is_ref() and attr.type is ir.AttributeType.TENSOR and attr.as_tensor().nbytes > _KEEP_BYTES:
-                    node.attributes[key] = ir.AttrTensor(key, _empty(attr.as_tensor()))
-    return ir.serde.serialize_model(light)
-
-
-def _empty(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if tensor.dtype is ir.DataType.STRING:
+def _light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Large weights are empty: shapes and axes matter to the checker, weights do not."""
+    if tensor.dtype is ir.DataType.STRING or tensor.nbytes <= _KEEP_BYTES or isinstance(tensor, SparseTensor):
         return tensor
     return ir.Tensor(np.zeros((0,), dtype=tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name)
 

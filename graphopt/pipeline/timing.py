@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -13,19 +14,24 @@ from graphopt.pipeline.inputs import Feed
 from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
 from graphopt.pipeline.talk import Silent, Talk
-from graphopt.runtime.latency import LatencyTable, time_models, timing_feeds
+from graphopt.runtime.feeds import synthetic_feed
+from graphopt.runtime.latency import LatencyTable, time_in_turns, time_models, timing_feeds
+from graphopt.runtime.profile import node_seconds
 
 SLOWER = 1.05  #: a step counts as slower beyond this ratio, in two measurements
 _ROUNDS, _BUDGET = 9, 2.5  #: rounds, and seconds for one table, when a pass or a step is judged
 _FINAL_ROUNDS, _FINAL_BUDGET = 20, 6.0  #: for the table in the report
+_PROFILE_RUNS, _PROFILE_WARMUP, _PROFILE_BUDGET = 7, 2, 6.0  #: of each shape, when nodes are timed one by one
 _SLOW = 0.5  #: seconds of one run of the original, beyond which a shape is left to the final table
 
 
 class Stopwatch:
-    """Times models on the shapes of one original."""
+    """Times models on the shapes of one original; with ``sizes`` of its dynamic dims, by name, at these alone."""
 
-    def __init__(self, original: ModelRuns, *, seed: int, talk: Talk | None = None) -> None:
-        self._original, self._seed = original, seed
+    def __init__(
+        self, original: ModelRuns, *, seed: int, talk: Talk | None = None, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        self._original, self._seed, self._sizes = original, seed, sizes
         self._talk = talk or Silent()
 
     @cached_property
@@ -33,6 +39,9 @@ class Stopwatch:
         """The timing inputs, by shape."""
         model = self._original.model
         assert isinstance(model, ir.Model)
+        if self._sizes is not None:
+            label = " ".join(f"{name}={size}" for name, size in self._sizes.items())
+            return {label: synthetic_feed(model, self._sizes, seed=self._seed, session=self._original.session)}
         return timing_feeds(model, seed=self._seed, session=self._original.session)
 
     @cached_property
@@ -50,16 +59,13 @@ class Stopwatch:
         self, models: Mapping[str, ModelRuns], feeds: Mapping[str, Feed], *, rounds: int, budget: float
     ) -> LatencyTable:
         """All figures; ratios refer to the first model."""
-        sessions = {name: runs.session for name, runs in models.items()}
-        with self._talk.progress("timing", rounds * len(feeds)) as bar:
-            done = 0
-
-            def advance(count: int, _: int) -> None:
-                nonlocal done
-                bar.advance(count - done)
-                done = count
-
-            return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
+        together = self._original.sessions.fit([runs.model for runs in models.values()])
+        with self._advancing("timing", rounds * len(feeds)) as advance:
+            if together:
+                sessions = {name: runs.session for name, runs in models.items()}
+                return time_models(sessions, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
+            openers = {name: partial(getattr, runs, "session") for name, runs in models.items()}
+            return time_in_turns(openers, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
 
     def seconds(self, models: Mapping[str, ModelRuns], *, rounds: int | None = None) -> dict[str, float]:
         """Median seconds, geometric mean over the shapes."""
@@ -67,6 +73,35 @@ class Stopwatch:
             return {}
         table = self.table(models, self.quick_feeds, rounds=rounds or _ROUNDS, budget=_BUDGET)
         return {name: table.median(name) for name in models}
+
+    def node_seconds(self, model: ir.Model) -> dict[str, float]:
+        """Seconds of each node by name, as ``graphopt.runtime.profile`` measures them."""
+        sessions, feeds = self._original.sessions, self.quick_feeds
+        with self._advancing("timing nodes", (_PROFILE_RUNS + _PROFILE_WARMUP) * len(feeds)) as advance:
+            return node_seconds(
+                model,
+                feeds,
+                provider=sessions.provider,
+                threads=sessions.threads,
+                runs=_PROFILE_RUNS,
+                warmup=_PROFILE_WARMUP,
+                budget_seconds=_PROFILE_BUDGET,
+                progress=advance,
+            )
+
+    @contextmanager
+    def _advancing(self, label: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar that is told how much is done of how much; what was planned less scales to ``total``."""
+        with self._talk.progress(label, total) as bar:
+            shown = 0
+
+            def advance(done: int, planned: int) -> None:
+                nonlocal shown
+                reached = total * done // max(planned, 1)
+                bar.advance(reached - shown)
+                shown = reached
+
+            yield advance
 
     def step(self, original: ModelRuns, before: ModelRuns, after: ModelRuns) -> tuple[float, float]:
         """``after`` against the original and against ``before``; of a slow-down, the better of two tries counts."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
-from graphopt.model import Signature, model_bytes
+from graphopt.model import Signature, SpillFolder, model_bytes
 from graphopt.pipeline.attempt import Edited, RejectedError, attempt, failure, pin
 from graphopt.pipeline.facts import parameter_count
 from graphopt.pipeline.guard import Guard, Verdict
@@ -57,10 +57,11 @@ class Bench:
     validate: bool
     keep_slower: bool
     dry_run: bool = False
+    spilled: SpillFolder = field(default_factory=SpillFolder)
 
     def runs(self, model: ir.Model) -> ModelRuns:
         """Runs of a candidate, on the same inputs and options as the original."""
-        return ModelRuns(model, self.original.inputs, self.original.options, label="the rewritten model")
+        return ModelRuns(model, self.original.inputs, self.original.sessions, label="the rewritten model")
 
 
 def looser(a: Fidelity, b: Fidelity) -> Fidelity:
@@ -118,7 +119,10 @@ def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult
 
 
 def _try(transform: AnyPass, state: State, bench: Bench) -> Accepted:
+    bench.original.sessions.make_room(model_bytes(state.model))  # a pass may run the model to learn its shapes
     edited = attempt(transform, state.model, state.digest, bench.interface, bench.context)
+    if not edited.plan.empty:
+        _spill(edited.model, bench)
     runs = bench.runs(edited.model)
     if edited.plan.empty or not bench.validate:
         return Accepted(edited, transform, runs, Verdict())
@@ -131,6 +135,14 @@ def _try(transform: AnyPass, state: State, bench: Bench) -> Accepted:
     if verdict.cause is not None:
         raise RejectedError(verdict.cause, verdict.reason, plan=edited.plan, fidelity=verdict.fidelity)
     return Accepted(edited, transform, runs, verdict)
+
+
+def _spill(model: ir.Model, bench: Bench) -> None:
+    """Weights that a pass has made leave memory while sessions need it; without room on disk they stay."""
+    try:
+        bench.spilled.spill(model)
+    except OSError as error:
+        bench.talk.warn(f"weights stay in memory: no temporary file for them ({error.strerror or error}); set TMPDIR")
 
 
 def _back_off(

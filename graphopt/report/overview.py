@@ -1,4 +1,4 @@
-"""An Overview as tables."""
+"""An Overview as tables, readable at 80 columns."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from graphopt.pipeline.overview import GroupFacts, Interface, Overview
+from graphopt.pipeline.overview import GroupFacts, HoldFacts, Interface, Overview
+from graphopt.report.folding import GroupFold, fold_groups
 from graphopt.report.tables import plain_table, print_table
-from graphopt.report.units import amount, megabytes, share
+from graphopt.report.units import amount, megabytes, milliseconds, percent, share
 
-_FROZEN_SHOWN = 10
+_FROZEN_SHOWN, _REASONS_SHOWN, _LAYERS_SHOWN = 8, 2, 24
 
 
 def print_overview(overview: Overview, console: Console, *, verbose: int = 0) -> None:
-    """Interface, roles, layers, prunable groups, and groups that cannot be pruned with the reason."""
+    """Interface, roles, layers, prunable groups, and groups that cannot be pruned with the reason.
+
+    What repeats over layers is one line; with ``verbose`` every group has its own, with the weights it touches.
+    """
     model = overview.model
     opset = ", ".join(f"{domain} {version}" for domain, version in overview.opset.items())
     console.print(f"[bold]{escape(model.path or 'model')}[/]", soft_wrap=True)
@@ -24,13 +28,19 @@ def print_overview(overview: Overview, console: Console, *, verbose: int = 0) ->
     for word, values in (("in ", overview.inputs), ("out", overview.outputs)):
         for value in values:
             console.print(f"  {word} {escape(_signature(value))}", soft_wrap=True)
+    if overview.timing is not None:
+        run = f"{milliseconds(1e3 * overview.timing.seconds)} ms a run at {', '.join(overview.timing.shapes)}"
+        how = "node by node, without ONNX Runtime's own fusions"
+        console.print(f"[dim]time: {escape(run)}, {how}[/]", soft_wrap=True)
     console.print()
     if overview.roles:
         _print_roles(overview, console)
     if overview.layers:
-        _print_layers(overview, console)
+        _print_layers(overview, console, verbose)
     if overview.prunable:
-        _print_prunable(overview, console)
+        _print_prunable(overview, console, verbose)
+    elif overview.stages:
+        console.print("[bold]No group can be pruned[/]\n")
     if overview.frozen:
         _print_frozen(overview, console, verbose)
     if overview.unknown_ops:
@@ -44,62 +54,98 @@ def _print_roles(overview: Overview, console: Console) -> None:
     at = ", ".join(f"{name}={size}" for name, size in overview.macs_at.items())
     total = sum(role.parameters for role in overview.roles)
     work = sum(role.macs for role in overview.roles)
-    table = plain_table("role", ">nodes", ">parameters", ">share", ">bytes", ">MACs", ">share")
+    timed = [">time"] if overview.timing is not None else []
+    table = plain_table("role", ">nodes", ">parameters", ">share", ">bytes", ">MACs", ">share", *timed)
     for role in overview.roles:
         cells = (amount(role.parameters), share(role.parameters, total), megabytes(role.bytes))
-        table.add_row(escape(role.role), str(role.nodes), *cells, amount(role.macs), share(role.macs, work))
-    print_table(
-        console, "Parameters and work by role" + (f" (multiply-accumulates at {escape(at)})" if at else ""), table
-    )
+        time = [percent(role.time_share)] if timed else []
+        table.add_row(escape(role.role), str(role.nodes), *cells, amount(role.macs), share(role.macs, work), *time)
+    print_table(console, "Parameters and work by role" + (f" (MACs at {escape(at)})" if at else ""), table)
 
 
-def _print_layers(overview: Overview, console: Console) -> None:
-    table = plain_table(">layer", "blocks", ">parameters", "output")
-    for layer in overview.layers:
-        table.add_row(str(layer.index), escape(layer.blocks), amount(layer.parameters), escape(layer.output))
-    print_table(console, f"{len(overview.layers)} layers", table)
+def _print_layers(overview: Overview, console: Console, verbose: int) -> None:
+    timed = [">time"] if overview.timing is not None else []
+    table = plain_table(">layer", "blocks", ">parameters", *timed, "output")
+    shown = overview.layers if verbose else overview.layers[:_LAYERS_SHOWN]
+    for layer in shown:
+        time = [percent(layer.time_share)] if timed else []
+        table.add_row(str(layer.index), escape(layer.blocks), amount(layer.parameters), *time, escape(layer.output))
+    more = f", the first {len(shown)} shown (-v shows all)" if len(shown) < len(overview.layers) else ""
+    print_table(console, f"{_plural(len(overview.layers), 'layer')}{more}", table)
 
 
-def _print_prunable(overview: Overview, console: Console) -> None:
-    table = plain_table("group", "role", ">units", ">parameters", ">share", ">layer", ">weights")
-    for group in overview.prunable:
+def _print_prunable(overview: Overview, console: Console, verbose: int) -> None:
+    timed = overview.timing is not None
+    table = plain_table("role", ">groups x units", "where", ">parameters", ">share", *([">time"] if timed else []))
+    for fold in fold_groups(overview.prunable):
+        time = [percent(fold.time_share)] if timed else []
+        cells = (fold.count, fold.where, amount(fold.parameters), percent(fold.share))
+        table.add_row(escape(fold.first.role), *cells, *time)
+    print_table(console, f"Groups that can be pruned{_covered(overview)}", table)
+    if verbose:
+        _print_each(overview.prunable, console, timed=timed)
+
+
+def _covered(overview: Overview) -> str:
+    """What all of them touch together; weights of attention are in three groups each, so rows add up to more."""
+    together = overview.cover.get("all")
+    if together is None:
+        return ""
+    time = f" and {percent(together.time_share)} of time" if together.time_share is not None else ""
+    return f": together {percent(together.share)} of parameters{time}"
+
+
+def _print_each(groups: Sequence[GroupFacts], console: Console, *, timed: bool) -> None:
+    table = plain_table("group", ">units", ">layer", ">share", *([">time"] if timed else []), "touches")
+    for group in groups:
+        time = [percent(group.time_share)] if timed else []
         layer = "-" if group.layer is None else str(group.layer)
-        cells = (
+        table.add_row(
+            escape(group.name),
             str(group.size),
-            amount(group.parameters),
-            f"{100 * group.share:.1f} %",
             layer,
-            str(len(group.touches)),
+            percent(group.share),
+            *time,
+            escape(", ".join(group.touches)),
         )
-        table.add_row(escape(group.name), escape(group.role), *cells)
-    print_table(console, f"{_kinds(overview.prunable)} can be pruned", table)
+    print_table(console, "Each of them", table)
 
 
 def _print_frozen(overview: Overview, console: Console, verbose: int) -> None:
-    largest = sorted(overview.frozen, key=lambda group: -group.parameters)
+    """Two lines or more for each: the figures, then what holds it."""
+    largest = sorted(fold_groups(overview.frozen), key=lambda fold: -fold.parameters)
     shown = largest if verbose else largest[:_FROZEN_SHOWN]
-    table = plain_table("group", ">units", ">parameters", "why it stays")
-    for group in shown:
-        table.add_row(
-            escape(group.name), str(group.size), amount(group.parameters), escape(_why(group.reasons, verbose))
-        )
-    more = f", the largest {len(shown)} shown (-v shows all)" if len(shown) < len(largest) else ""
-    print_table(console, f"{len(largest)} groups cannot be pruned{more}", table)
+    more = f", the largest {len(shown)} kinds shown (-v shows all)" if len(shown) < len(largest) else ""
+    console.print(f"[bold]{_plural(len(overview.frozen), 'group')} cannot be pruned{more}[/]", soft_wrap=True)
+    for fold in shown:
+        console.print(f"  {_figures(fold)}", soft_wrap=True)
+        holds = fold.first.held_by
+        for hold in holds if verbose else holds[:_REASONS_SHOWN]:
+            alike = f"; likewise {len(fold.groups) - 1} more" if len(fold.groups) > 1 else ""
+            console.print(f"      [dim]{escape(explain(hold))}{alike}[/]", soft_wrap=True)
+        if len(holds) > _REASONS_SHOWN and not verbose:
+            console.print(f"      [dim]and {_plural(len(holds) - _REASONS_SHOWN, 'more reason')} (-v)[/]")
+    console.print()
 
 
-def _why(reasons: Sequence[str], verbose: int) -> str:
-    """The first reason, and how many more there are; all of them with -v."""
-    if verbose or len(reasons) < 2:
-        return "; ".join(reasons)
-    return f"{reasons[0]} (+{len(reasons) - 1} more)"
+def _figures(fold: GroupFold) -> str:
+    name = fold.first.name if len(fold.groups) == 1 else fold.first.role
+    time = "" if fold.time_share is None else f", {percent(fold.time_share)} of time"
+    where = "" if fold.where == "-" else f", {fold.where}"
+    size = f"{fold.count} units, {amount(fold.parameters)} parameters ({percent(fold.share)}){time}{where}"
+    return f"[bold]{escape(name)}[/]  {escape(size)}"
 
 
-def _kinds(groups: Sequence[GroupFacts]) -> str:
-    """``6 x 12 heads, 6 x 1536 neurons``."""
-    counts: dict[tuple[int, str], int] = {}
-    for group in groups:
-        counts[group.size, group.role] = counts.get((group.size, group.role), 0) + 1
-    return ", ".join(f"{count} x {size} {role}" for (size, role), count in counts.items())
+def explain(hold: HoldFacts) -> str:
+    """The reason, and in brackets the axis that it holds: ``normalised by LayerNormalization 'n' (input 0, axis 2)``."""
+    if hold.operand is None:
+        return hold.reason
+    place = "" if hold.operand.startswith("graph") else f"{hold.operand}, {hold.value!r}, "
+    return f"{hold.reason} ({place}axis {hold.axis})"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def _signature(value: Interface) -> str:

@@ -27,6 +27,11 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
+def percent(part: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "-" if part is None else f"{100 * part:.1f} %"
+
+
 def ratio(value: float | None) -> str:
     """``0.31x``."""
     return "-" if value is None else f"{value:.2f}x"

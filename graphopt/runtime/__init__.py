@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphopt.runtime.metrics import ComparisonAccumulator as ComparisonAccumulator
     from graphopt.runtime.metrics import OutputComparison as OutputComparison
     from graphopt.runtime.metrics import compare_outputs as compare_outputs
+    from graphopt.runtime.profile import node_seconds as node_seconds
     from graphopt.runtime.provider import cpu_flags as cpu_flags
     from graphopt.runtime.provider import default_target as default_target
     from graphopt.runtime.provider import resolve_provider as resolve_provider
@@ -45,6 +46,7 @@ _WHERE = {
     "ComparisonAccumulator": "metrics",
     "OutputComparison": "metrics",
     "compare_outputs": "metrics",
+    "node_seconds": "profile",
     "cpu_flags": "provider",
     "default_target": "provider",
     "resolve_provider": "provider",

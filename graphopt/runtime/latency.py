@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,47 +95,109 @@ def time_models(
     round, so that drift of the machine hits all alike. ``budget_seconds`` bounds the whole table: later rounds are
     dropped, never below three. ``progress`` is called with rounds done and rounds planned.
     """
-    if not sessions or not feeds:
-        raise UsageError("nothing to time: give at least one session and one feed")
-    import onnxruntime as ort
-
+    _demand(sessions, feeds)
     rounds = max(rounds, 1)
     started = time.perf_counter()
     names = list(sessions)
-    rows: list[LatencyRow] = []
+    taken: Samples = {}
     planned = rounds * len(feeds)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _collector_off():
         for position, (label, feed) in enumerate(feeds.items()):
-            deadline = None
-            if budget_seconds is not None:
-                left = budget_seconds - (time.perf_counter() - started)
-                deadline = time.perf_counter() + max(left, 0.0) / (len(feeds) - position)
+            deadline = _deadline(started, budget_seconds, len(feeds) - position)
             repeats = {name: _warm_up(sessions[name], feed, max(warmup, 1)) for name in names}
-            taken: dict[str, list[float]] = {name: [] for name in names}
             for number in range(rounds):
-                if deadline is not None and number >= _MIN_ROUNDS and time.perf_counter() > deadline:
+                if number >= _MIN_ROUNDS and time.perf_counter() > deadline:
                     break
                 shift = number % len(names)
                 for name in names[shift:] + names[:shift]:
-                    taken[name].append(_timed(sessions[name], feed, repeats[name]))
+                    taken.setdefault((name, label), []).append(_timed(sessions[name], feed, repeats[name]))
                 if progress is not None:
                     progress(position * rounds + number + 1, planned)
-            first = np.asarray(taken[names[0]])
-            for name in names:
-                times = np.asarray(taken[name])
-                low, middle, high = np.percentile(times, (25, 50, 75))
-                ratio = float(np.median(times / first))
-                rows.append(LatencyRow(name, label, float(middle), float(high - low), ratio, len(times)))
+    return _table(taken, names, list(feeds), (sessions[names[0]].threads, sessions[names[0]].providers[0]), started)
+
+
+def time_in_turns(
+    openers: Mapping[str, Callable[[], Session]],
+    feeds: Mapping[str, Feed],
+    *,
+    rounds: int = 20,
+    budget_seconds: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LatencyTable:
+    """``time_models`` for models that do not fit in memory together: each is opened, timed and let go, in turns.
+
+    Three turns, whose order alternates; sample ``i`` of one model is compared with sample ``i`` of the first, which was
+    taken in the same turn. ``budget_seconds`` bounds the runs, not the opening, and leaves a run of each feed a turn.
+    """
+    _demand(openers, feeds)
+    started = time.perf_counter()
+    names = list(openers)
+    taken: Samples = {}
+    each = math.ceil(rounds / _MIN_ROUNDS)
+    share = math.inf if budget_seconds is None else budget_seconds / (_MIN_ROUNDS * len(names) * len(feeds))
+    counts: dict[str, int] = {}  # samples a turn, by shape
+    settings: tuple[int | None, str] = (None, "")
+    with _collector_off():
+        for turn in range(_MIN_ROUNDS):
+            for name in names if turn % 2 == 0 else names[::-1]:
+                session = openers[name]()
+                settings = session.threads, session.providers[0]
+                for label, feed in feeds.items():
+                    repeats = _warm_up(session, feed, 1)
+                    if label not in counts:
+                        sample = _timed(session, feed, repeats) * repeats
+                        counts[label] = max(1, min(each, int(min(share / max(sample, 1e-9), each))))
+                    samples = taken.setdefault((name, label), [])
+                    samples += [_timed(session, feed, repeats) for _ in range(counts[label])]
+                del session
+            if progress is not None:
+                progress((turn + 1) * rounds * len(feeds) // _MIN_ROUNDS, rounds * len(feeds))
+    return _table(taken, names, list(feeds), settings, started)
+
+
+Samples = dict[tuple[str, str], list[float]]  #: seconds by model and shape, in the order taken
+
+
+def _demand(sessions: Mapping[str, Any], feeds: Mapping[str, Feed]) -> None:
+    if not sessions or not feeds:
+        raise UsageError("nothing to time: give at least one session and one feed")
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    reference = sessions[names[0]]
+
+
+def _deadline(started: float, budget: float | None, shapes_left: int) -> float:
+    """When the next shape has to end: an equal share of what is left."""
+    now = time.perf_counter()
+    return math.inf if budget is None else now + max(budget - (now - started), 0.0) / shapes_left
+
+
+def _table(
+    taken: Samples, names: Sequence[str], labels: Sequence[str], settings: tuple[int | None, str], started: float
+) -> LatencyTable:
+    """``settings`` are the threads and the provider that the sessions had."""
+    import onnxruntime as ort
+
+    rows: list[LatencyRow] = []
+    for label in labels:
+        first = np.asarray(taken[names[0], label])
+        for name in names:
+            times = np.asarray(taken[name, label])
+            low, middle, high = np.percentile(times, (25, 50, 75))
+            ratio = float(np.median(times / first))
+            rows.append(LatencyRow(name, label, float(middle), float(high - low), ratio, len(times)))
     return LatencyTable(
         rows=tuple(rows),
-        threads=reference.threads,
-        provider=reference.providers[0],
+        threads=settings[0],
+        provider=settings[1],
         cpu=cpu_name(),
         cpu_flags=tuple(f for f in _TELLING_FLAGS if f in cpu_flags()),
         onnxruntime=ort.__version__,

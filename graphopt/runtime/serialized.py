@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt.editing import bodies
 from graphopt.errors import ModelError, UsageError
-from graphopt.model import FileTensor
+from graphopt.model import FileTensor, clone_model, to_proto
 
 #: Weights below this many bytes stay in the proto: ONNX Runtime reads their values for shape inference and fusions.
 INLINE_BYTES = 1024
@@ -47,7 +47,7 @@ def serialize(model: ir.Model, outputs: Sequence[str] | None = None) -> Serializ
     Raises UsageError for an output that is no value of the main graph, ModelError when the graph without its weights
     is still above 2 GB.
     """
-    copy = model.clone()
+    copy = clone_model(model)
     if (copy.ir_version or 0) < 4:  # up to IR 3 every initializer is listed as an input, and is a constant all the same
         copy.ir_version = 8
         kept = [v for v in copy.graph.inputs if v.name not in copy.graph.initializers]
@@ -262,7 +262,7 @@ def _embed_external(copy: ir.Model, *, keep: set[str]) -> None:
 
 
 def _to_bytes(copy: ir.Model) -> bytes:
-    proto = ir.to_proto(copy)
+    proto = to_proto(copy)
     if proto.ByteSize() > _PROTO_LIMIT:
         raise ModelError(f"ONNX Runtime cannot run model {copy.graph.name!r}: above 2 GB even without its weights")
     data: bytes = proto.SerializeToString()

@@ -33,6 +33,7 @@ _NUMPY = {
     "float": "float32",
     "double": "float64",
     "string": "object",
+    **{kind: dtype.numpy().name for kind, dtype in _BITS.items()},
 }
 
 
@@ -47,6 +48,7 @@ class Session:
         optimize: False switches every graph optimisation of ONNX Runtime off: each named value then exists as written.
         outputs: any values of the main graph, in the order wanted; None for the graph's own outputs.
         label: what error messages call the model.
+        profile: record how long each operator takes, in a file whose name begins so; see ``end_profile``.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -63,6 +65,7 @@ class Session:
         optimize: bool = True,
         outputs: Sequence[str] | None = None,
         label: str | None = None,
+        profile: Path | None = None,
     ) -> None:
         providers = resolve_provider(provider)
         self.label = label or (f"model {model.graph.name!r}" if isinstance(model, ir.Model) else str(model))
@@ -72,6 +75,9 @@ class Session:
 
             model = open_model(model)
         options = _options(threads=threads, optimize=optimize, accelerated=len(providers) > 1)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         self._keep_alive: list[Any] = []
         serialized: SerializedModel | None = None
         if isinstance(model, ir.Model):
@@ -132,6 +138,10 @@ class Session:
         except Exception:  # recording is off, or this onnxruntime does not record
             return {}
         return counts
+
+    def end_profile(self) -> Path:
+        """Stop recording; the file with the events so far. For a session made with ``profile``."""
+        return Path(self._session.end_profiling())
 
     # -- building -------------------------------------------------------------------------------------------------
     def _hand_over(self, serialized: SerializedModel, options: Any) -> None:

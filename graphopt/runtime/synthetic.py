@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 
 import onnx_ir as ir
@@ -40,10 +40,18 @@ def probe_feeds(
     return found
 
 
-def synthesize(model: ir.Model, *, samples: int = 32, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Dataset:
+def synthesize(
+    model: ir.Model,
+    *,
+    samples: int = 32,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    opener: Callable[[], Session] | None = None,
+) -> Dataset:
     """A synthetic dataset: several shapes, batch 1, length 1 and ragged masks among them, up to ``samples`` samples.
 
-    Loudly so: ``.synthetic`` is set and ``.note`` says what that means. Shapes the model cannot run are left out.
+    Loudly so: ``.synthetic`` is set and ``.note`` says what that means. Shapes the model cannot run are left out, tried
+    on the session that ``opener`` gives (default: one of its own), when samples are first asked for.
     """
     rowwise = is_rowwise(model)
     working: list[tuple[dict[str, int], bool]] = []
@@ -52,7 +60,7 @@ def synthesize(model: ir.Model, *, samples: int = 32, seed: int = 0, sizes: Mapp
         if working:
             return working
         try:
-            session = Session(model)
+            session = opener() if opener is not None else Session(model)
         except ModelError:
             working.append((dict(sizes or {}), False))
             return working
@@ -61,10 +69,10 @@ def synthesize(model: ir.Model, *, samples: int = 32, seed: int = 0, sizes: Mapp
             if (assigned, ragged) in working:
                 continue
             try:
-                synthetic_feed(model, assigned, seed=seed, ragged=ragged, session=session)
+                feed = synthetic_feed(model, assigned, seed=seed, ragged=ragged, session=session)
             except GraphoptError:
                 continue
-            working.append((assigned, ragged))
+            working.append((_sizes_of(model, feed) | assigned, ragged))
         if not working:
             synthetic_feed(model, sizes, seed=seed, session=session)  # raises with the reason when nothing runs
             working.append((dict(sizes or {}), False))
@@ -103,6 +111,11 @@ def _assignment(model: ir.Model, batch: int, length: int, sizes: Mapping[str, in
         elif role == "length":
             assigned.setdefault(name, min(length, longest or length))
     return assigned
+
+
+def _sizes_of(model: ir.Model, feed: Feed) -> dict[str, int]:
+    """All dynamic dims as a feed has them: with every one given, making another such feed runs nothing."""
+    return {name: feed[places[0][0]].shape[places[0][1]] for name, places in symbolic_dims(model).items()}
 
 
 def _label(model: ir.Model, batch: int, length: int, ragged: bool) -> str:

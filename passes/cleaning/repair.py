@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.passes.cleaning.constants import is_onnx, small_array
 from graphopt.transform import Change
 
 Lengths = dict[int, tuple[ir.Value, int]]  #: axis to stretch -> the value and the axis of it that give its length
@@ -41,6 +42,26 @@ def expand_operands(editor: GraphEditor) -> list[Change]:
                 Change(f"repair {node.name}", f"{what} {_shown(_shape(operand))}", f"{what} {_shown(made[same].shape)}")
             )
     return changes
+
+
+def scalar_bounds(editor: GraphEditor) -> int:
+    """Make constant operands of Range scalars; returns how many were not.
+
+    The standard wants scalars. Runtimes take vectors of one all the same, but refuse the model once they see the shape:
+    so where folding made the constant, the model would no longer load.
+    """
+    made: dict[ir.Value, ir.Value] = {}
+    for node in list(editor.model.graph.all_nodes()):
+        if not is_onnx(node, "Range"):
+            continue
+        for index, value in enumerate(node.inputs):
+            array = small_array(value)
+            if value is None or array is None or array.ndim == 0 or array.size != 1:
+                continue
+            if value not in made:
+                made[value] = editor.add_initializer(f"{value.name}_scalar", array.reshape(()))
+            node.replace_input_with(index, made[value])
+    return len(made)
 
 
 def _short_operands(node: ir.Node) -> Iterator[tuple[int, Lengths]]:

@@ -133,6 +133,12 @@ FROZEN = {
         {},
         "added up by DynamicQuantizeLinear 'DynamicQuantizeLinear_q'",
     ),
+    "picked along": (
+        "i = ArgMax <axis = -1, keepdims = 1> (h)\ng = GatherElements <axis = -1> (h, i)\na = Add(h, g)",
+        {},
+        "indexed by GatherElements",
+    ),
+    "the best members": ("t, i = TopK <axis = -1> (h, k)\na = Mul(h, t)", {"ints": "k = 1"}, "sorted by TopK 'TopK_t'"),
     "a random draw": ("a = RandomNormalLike(h)", {}, "drawn at random by RandomNormalLike"),
 }
 
@@ -147,31 +153,28 @@ def test_frozen_with_the_reason(name):
 def test_an_unknown_op_freezes_what_it_touches_and_is_reported():
     """ONNX Runtime knows the op, the rule table does not; the branch beside it is not affected."""
     body = """h = MatMul(x, W1)
-        a = LpPool <kernel_shape = [2], pads = [0, 1]> (h)
+        a = ai.onnx.ml.Binarizer (h)
         o = MatMul(a, W2)
         g = MatMul(x, W3)
         gr = Relu(g)
         o2 = MatMul(gr, W4)
         y = Add(o, o2)"""
     axes = analyse(text_model(HIDDEN, "W1[8,6] W2[6,8] W3[8,5] W4[5,8]", body))
-    assert axes.unknown_ops == {"LpPool": 1}
-    assert frozen(axes, "W1.1")[0] == "LpPool 'LpPool_a' has no axis rule"
-    assert frozen(axes, "W2.0")[0] == "LpPool 'LpPool_a' has no axis rule"
+    assert axes.unknown_ops == {"ai.onnx.ml::Binarizer": 1}
+    assert frozen(axes, "W1.1")[0] == "Binarizer 'Binarizer_a' has no axis rule"
+    assert frozen(axes, "W2.0")[0] == "Binarizer 'Binarizer_a' has no axis rule"
     assert summary(axes) == [("neurons", 5, ("W3.1", "W4.0"))]
 
 
-def test_values_that_a_body_reads_are_frozen_with_the_reason():
+def test_values_that_a_closed_body_reads_are_frozen_with_the_reason():
+    """What SequenceMap gives to its body is not analysed."""
     body = """h = MatMul(x, W1)
         a = Relu(h)
-        flag = ReduceMax <keepdims = 0> (mask)
-        on = Cast <to = 9> (flag)
-        y = If (on) <
-            then_branch = yes () => (float[B,S,8] t) { t = MatMul(a, W2) },
-            else_branch = no () => (float[B,S,8] e) { m = MatMul(a, W2) e = Neg(m) }
-        >"""
-    signature = "(float[B,S,8] x, float[B,S] mask) => (float[B,S,8] y)"
-    axes = analyse(text_model(signature, MLP, body))
-    assert any("read inside a nested body by MatMul" in r for r in frozen(axes, "W1.1"))
+        s = SequenceConstruct(x, x)
+        m = SequenceMap (s) <body = each (float[B,S,8] e) => (float[B,S,8] r) { p = MatMul(a, W2) r = Add(e, p) }>
+        y = SequenceAt(m, zero)"""
+    axes = analyse(text_model(HIDDEN, MLP, body, ints="zero = [0]"))
+    assert any("read inside a body of SequenceMap" in r for r in frozen(axes, "W1.1"))
     assert not axes.prunable
 
 
@@ -188,7 +191,7 @@ def test_weights_that_a_body_shares_are_copied():
         y = Add(o, b)"""
     signature = "(float[B,S,8] x, float[B,S] mask) => (float[B,S,8] y)"
     model = text_model(signature, MLP, body)
-    assert summary(check_every_group(model)) == [("neurons", 6, ("W1.1", "W2.0"))]
+    assert summary(check_every_group(model)) == [("neurons", 6, ("W1.1", "W2.0"))] * 2
 
 
 def test_a_weight_that_may_be_fed_is_frozen():
@@ -267,6 +270,25 @@ PASSES = {
     "the last member added": (
         "p = Gather <axis = -1> (h, i)\na = Add(h, p)",
         {"ints": "i = -1"},
+    ),
+    "rows picked for each column": (
+        "i = ArgMax <axis = 1, keepdims = 1> (h)\na = GatherElements <axis = 1> (h, i)",
+        {},
+    ),
+    "rows scattered over": (
+        """i = ArgMax <axis = 1, keepdims = 1> (h)
+        m = ReduceMax <keepdims = 1> (h, one)
+        a = ScatterElements <axis = 1> (h, i, m)""",
+        {"ints": "one = 1"},
+    ),
+    "the best rows": ("a, i = TopK <axis = 1> (h, one)", {"ints": "one = 1"}),
+    "positions by tuples": (
+        "where = Reshape(first, shape)\na = GatherND <batch_dims = 1> (h, where)",
+        {"signature": "(float[1,S,8] x) => (float[1,3,8] y)", "ints": "first = 0 0 0; shape = 1 3 1"},
+    ),
+    "rows in another order": (
+        "t = Transpose <perm = [1, 0, 2]> (h)\nr = ReverseSequence(t, lengths)\na = Transpose <perm = [1, 0, 2]> (r)",
+        {"signature": "(float[2,S,8] x) => (float[2,S,8] y)", "ints": "lengths = 1 1"},
     ),
     "allowzero": ("a = Reshape <allowzero = 1> (h, s)", {"ints": "s = -1 5 6", "signature": HIDDEN.replace("S", "5")}),
     "the size doubled and halved": (

@@ -120,6 +120,9 @@ def test_context_measures(plugin, mlp):
     times = context.latency({"a": model, "b": worse}, rounds=3)
     assert set(times) == {"a", "b"}
     assert all(seconds > 0 for seconds in times.values())
+    nodes = context.node_seconds(worse)
+    assert set(nodes) == {node.name for node in worse.graph}
+    assert sum(nodes.values()) > 0
     hidden = next(iter(context.observe(model, ["active"], split="selection")))["active"]
     assert hidden.shape[1] == 64
     assert not context.has_data

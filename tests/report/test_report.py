@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import graphopt
-from graphopt.pipeline.overview import inspect_model
+from graphopt.pipeline.inspect import inspect_model
 from graphopt.pipeline.registry import discover
 from graphopt.pipeline.result import Result
 from graphopt.report import units

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
 from graphopt.errors import UsageError
-from graphopt.runtime.latency import time_models, timing_feeds
+from graphopt.runtime.latency import time_in_turns, time_models, timing_feeds
 from graphopt.runtime.memory import peak_memory
 from graphopt.runtime.session import Session
 from tests.runtime.models import encoder, mlp
@@ -42,3 +43,18 @@ def test_shapes_stay_within_the_position_table() -> None:
 def test_peak_memory() -> None:
     peak = peak_memory()
     assert peak is None or peak > 2**20
+
+
+def test_models_that_take_turns_are_opened_one_at_a_time() -> None:
+    model, opened = mlp(), []
+
+    def opener(name: str) -> Session:
+        opened.append(name)
+        return Session(model, threads=1)
+
+    openers = {name: partial(opener, name) for name in ("a", "b")}
+    table = time_in_turns(openers, timing_feeds(model), rounds=6, budget_seconds=5.0)
+    assert opened == ["a", "b", "b", "a", "a", "b"]
+    assert [(r.model, r.shape) for r in table.rows] == [(m, s) for s in ("batch 1", "batch 8") for m in ("a", "b")]
+    assert all(r.rounds == 6 and r.median > 0 for r in table.rows) and table.ratio("a") == 1
+    assert {r.rounds for r in time_in_turns(openers, timing_feeds(model), budget_seconds=0.0).rows} == {3}

@@ -3,7 +3,22 @@
 ``RULES`` maps ``(domain, op_type)`` to a rule. An op without a rule freezes every axis it touches and is reported.
 """
 
-from graphopt.analysis.rules import attention, elementwise, indexing, linear, normalization, quantization, shaping
+from graphopt.analysis.rules import (
+    attention,
+    control,
+    convolution,
+    elementwise,
+    experts,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    qlinear,
+    quantization,
+    recurrent,
+    resampling,
+    shaping,
+)
 from graphopt.analysis.rules.context import RULES, NodeAxes, Rule, rule
 
 __all__ = [
@@ -11,11 +26,18 @@ __all__ = [
     "NodeAxes",
     "Rule",
     "attention",
+    "control",
+    "convolution",
     "elementwise",
+    "experts",
     "indexing",
     "linear",
     "normalization",
+    "pooling",
+    "qlinear",
     "quantization",
+    "recurrent",
+    "resampling",
     "rule",
     "shaping",
 ]

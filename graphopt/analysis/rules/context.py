@@ -31,8 +31,14 @@ class Event(enum.StrEnum):
     HEADS = "heads"  #: carried through an attention's softmax
     SCORES = "query-key"  #: contracted between two activations that make attention scores
     CONTEXT = "value"  #: free axis of the values that attention averages
-    WEIGHTED = "weighted"  #: contracted with a weight
+    EXPERTS = "experts"  #: tells apart the matrices of a bank that each token picks from
     NORMALIZED = "normalized"
+    CONVOLVED = "convolved"  #: contracted with a convolution's weight
+    FILTERED = "filtered"  #: made by a convolution's weight
+    RECURRENT = "recurrent"  #: hidden units of an LSTM, GRU or RNN
+    WEIGHTED = "weighted"  #: contracted with a weight
+    WINDOW = "window"  #: how far a kernel reaches: no class of units
+    PACKED = "packed"  #: gates, directions: tensors of their own laid side by side, no class of units either
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +67,15 @@ class SizeAttribute:
 
 @dataclass(frozen=True, slots=True)
 class Summed:
-    """Members of ``axis`` are added up (or share a range) at ``node``: each must be zero in one of ``inputs`` to go."""
+    """Members of ``axis`` are added up (or share a range) at ``node``: each must be zero in one of ``inputs`` to go.
+
+    Or in one of ``outputs``, for an axis that never leaves the node.
+    """
 
     node: ir.Node
     axis: Atom
     inputs: tuple[int, ...]
+    outputs: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -73,6 +83,7 @@ class Facts:
     """Everything the rules of one graph collect."""
 
     shapes: ShapeTable
+    opset: int = 13  #: version of the standard operators that the model imports
     outputs: dict[ir.Value, list[Atom]] = field(default_factory=dict)  #: axes of values that are no initializers
     uses: dict[tuple[ir.Node, int], list[Atom]] = field(default_factory=dict)  #: each use of an initializer is its own
     sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
@@ -142,10 +153,8 @@ class NodeAxes:
 
     @property
     def opset(self) -> int:
-        """Version of the standard operators that the model imports."""
-        graph = self.node.graph
-        imports = graph.opset_imports if isinstance(graph, ir.Graph) else {}
-        return self.node.version or imports.get("", 13)
+        """Version of the standard operators that the node is of."""
+        return self.node.version or self.facts.opset
 
     def attr(self, name: str, default: Any = None) -> Any:
         found = self.node.attributes.get(name)
@@ -201,6 +210,10 @@ class NodeAxes:
     def summed(self, axis: Atom, *inputs: int) -> None:
         """Members of ``axis`` are added up over these inputs' product."""
         self.facts.summed.append(Summed(self.node, axis, inputs))
+
+    def vanishes(self, axis: Atom, *outputs: int) -> None:
+        """Members of ``axis`` share a range inside the node: each must be zero in these outputs to go."""
+        self.facts.summed.append(Summed(self.node, axis, (), outputs))
 
     def product(self, *parts: Atom) -> Atom:
         return product(parts, self.count)

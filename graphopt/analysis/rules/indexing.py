@@ -29,16 +29,108 @@ def gather(node: NodeAxes) -> None:
     node.bound(1, 0, before, rows)
 
 
-@rule("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Compress", "OneHot", "TopK", "ReverseSequence")
+@rule("GatherElements", "ScatterElements", "Scatter")
+def along_axis(node: NodeAxes) -> None:
+    """Indices say where along ``axis``; other axes pass where indices span them, and are cut where they do not."""
+    data, indices, out = node.axes(0), node.axes(1), node.out()
+    axis = node.attr("axis", 0) % len(data)
+    gathers = node.node.op_type == "GatherElements"
+    node.same(indices, out if gathers else node.axes(2))
+    if not gathers:
+        node.same(data, out)
+    for i, (x, y) in enumerate(zip(data, indices, strict=True)):
+        if i == axis or x.size != y.size:
+            node.freeze([x, y], "indexed")
+        else:
+            unify(x, y)
+
+
+@rule("GatherND", "ScatterND")
+@rule("GatherND", domain=MICROSOFT)
+def by_tuple(node: NodeAxes) -> None:
+    """Tuples in the last axis of the indices number the data's first axes (after ``batch_dims``); the rest passes."""
+    data, indices, out = node.axes(0), node.axes(1), node.out()
+    batch = int(node.attr("batch_dims", 0))
+    depth = indices[-1].size[0]
+    node.freeze([*data[: batch + depth], *indices], "indexed")
+    picked = out if node.node.op_type == "GatherND" else node.axes(2)
+    node.same([*indices[:-1], *data[batch + depth :]], picked)
+    if picked is not out:
+        node.same(data, out)
+
+
+@rule("TopK")
+def best(node: NodeAxes) -> None:
+    """Members compete along ``axis``; the others pass."""
+    axes = node.axes(0)
+    axis = node.attr("axis", -1) % len(axes)
+    node.freeze([axes[axis]], "sorted")
+    node.ignore(1)
+    for out in (node.out(i) for i in (0, 1) if node.has_out(i)):
+        node.freeze([out[axis]], "sorted")
+        node.same([a for i, a in enumerate(axes) if i != axis], [a for i, a in enumerate(out) if i != axis])
+
+
+@rule("Compress")
+def compress(node: NodeAxes) -> None:
+    """A condition picks along ``axis``, or among all elements."""
+    axes, out = node.axes(0), node.out()
+    node.freeze(node.axes(1), "indexed")
+    if "axis" not in node.node.attributes:
+        node.freeze([*axes, *out], "indexed")
+        return
+    axis = node.attr("axis") % len(axes)
+    for i, (x, y) in enumerate(zip(axes, out, strict=True)):
+        if i == axis:
+            node.freeze([x, y], "indexed")
+        else:
+            unify(x, y)
+
+
+@rule("OneHot")
+def one_hot(node: NodeAxes) -> None:
+    """Classes are numbered on a new axis; the indices' axes pass."""
+    indices, out = node.axes(0), list(node.out())
+    axis = node.attr("axis", -1) % len(out)
+    node.freeze([out.pop(axis), *node.axes(2)], "numbered")
+    node.same(indices, out)
+    node.ignore(1)
+
+
+@rule("ReverseSequence")
+def reverse(node: NodeAxes) -> None:
+    """Steps change places, batch by batch; the others pass."""
+    axes = node.axes(0)
+    node.same(axes, node.out())
+    node.freeze(axes[:2], "reordered")
+    node.ignore(1)
+
+
+@rule("TorchEmbedding", domain=MICROSOFT)
+def torch_embedding(node: NodeAxes) -> None:
+    """Rows of ``[R, D]`` by number."""
+    table, indices, out = node.axes(0), node.axes(1), node.out()
+    node.freeze([table[0]], "indexed by data")
+    node.same([*indices, table[1]], out)
+    node.ignore(2, 3)
+
+
+@rule("RelativePositionBias", domain=MICROSOFT)
+def relative_position_bias(node: NodeAxes) -> None:
+    """A table ``[buckets, heads]`` -> ``[1, heads, queries, keys]``."""
+    table, out = node.axes(0), node.out()
+    node.freeze([table[0], *out[2:]], "indexed by position")
+    unify(table[1], out[1])
+    node.ignore(1, 2)
+
+
 @rule("GatherBlockQuantized", domain=MICROSOFT)
-def picked(node: NodeAxes) -> None:
-    """Members are told apart by their number on every axis involved."""
+def block_quantized(node: NodeAxes) -> None:
+    """Rows of a table whose columns are packed and scaled in blocks."""
     for i in range(len(node.node.inputs)):
         if node.has(i):
             node.freeze(node.axes(i), "indexed")
-    for i in range(len(node.node.outputs)):
-        if node.has_out(i):
-            node.freeze(node.out(i), "indexed")
+    node.freeze(node.out(), "indexed")
 
 
 @rule("ArgMax", "ArgMin")

@@ -27,6 +27,7 @@ def contract(
     node.summed(a[-1], *inputs)
     if any(node.is_weight(i) for i in inputs):
         node.event(Event.WEIGHTED, [a[-1]])
+        node.event(Event.EXPERTS, b[:-2] if node.is_weight(inputs[1]) else [])  # a bank of matrices
     elif node.averages():
         node.event(Event.CONTEXT, b[-1:] if len(b) > 1 else [])
     else:
@@ -34,7 +35,7 @@ def contract(
 
 
 @rule("MatMul")
-@rule("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
+@rule("FusedMatMul", "FusedMatMulActivation", "MatMulInteger16", "TransposeMatMul", domain=MICROSOFT)
 def matmul(node: NodeAxes) -> None:
     """MatMul, and FusedMatMul with ``transA``, ``transB`` (``transBatchA/B`` rotate the leading axes)."""
     a, b = list(node.axes(0)), list(node.axes(1))

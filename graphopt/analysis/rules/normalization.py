@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from graphopt.analysis.atoms import unify
+from collections.abc import Sequence
+
+from graphopt.analysis.atoms import Atom, unify
 from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
 
 
@@ -19,8 +21,16 @@ def softmax(node: NodeAxes) -> None:
         node.event(Event.HEADS, axes[:-2])
 
 
+@rule("BiasSoftmax", domain=MICROSOFT)
+def bias_softmax(node: NodeAxes) -> None:
+    """Softmax of ``data + bias`` from ``axis`` on; how the bias broadcasts is an attribute, so it keeps its members."""
+    axes = node.axes(0)
+    axis = node.attr("axis", 1) % len(axes)
+    node.same(axes, node.out())
+    node.freeze([*axes[axis:], *node.axes(1)], "normalised")
+
+
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-@rule("SimplifiedLayerNormalization", domain=MICROSOFT)
 def layer_normalization(node: NodeAxes) -> None:
     """``X[..., D...]``, scale and bias broadcast to ``X``; mixed from ``axis`` on."""
     axes = node.axes(0)
@@ -60,6 +70,86 @@ def embed_layer_normalization(node: NodeAxes) -> None:
             unify(node.axes(i)[0], width)
     node.freeze([width], "normalised")
     node.ignore(0, 1, 7, 8)
+
+
+@rule("BatchNormalization")
+def batch_normalization(node: NodeAxes) -> None:
+    """``X[N, C, ...]`` with scale, bias, mean and variance ``[C]``: every channel by itself."""
+    axes = node.axes(0)
+    if not node.attr("spatial", 1):
+        raise LookupError(f"{node.label}: statistics of each position")
+    node.same(axes, node.out())
+    channels = axes[1 if len(axes) > 1 else 0]
+    for i in range(1, 5):
+        unify(node.axes(i)[0], channels)
+    for i in range(1, len(node.node.outputs)):
+        if node.has_out(i):
+            unify(node.out(i)[0], channels)
+    if node.attr("training_mode", 0) or len(node.node.outputs) > 1:
+        node.freeze([a for a in axes if a is not channels], "normalised")
+
+
+@rule("InstanceNormalization")
+def instance_normalization(node: NodeAxes) -> None:
+    """``X[N, C, ...]`` with scale and bias ``[C]``: every channel of every sample by itself."""
+    axes = node.axes(0)
+    node.same(axes, node.out())
+    for i in (1, 2):
+        unify(node.axes(i)[0], axes[1])
+    node.freeze(axes[2:], "normalised")
+
+
+@rule("GroupNormalization")
+def group_normalization(node: NodeAxes) -> None:
+    """``X[N, groups * members, ...]``, scale and bias by channel, or by group (opset 18): whole groups can leave."""
+    axes = node.axes(0)
+    node.same(axes, node.out())
+    groups, channels = _normalised_groups(node, axes, channel=1, attribute="num_groups")
+    for i in (1, 2):
+        vector = node.axes(i)[0]
+        unify(vector, channels if vector.size == channels.size else groups)
+
+
+@rule("GroupNorm", "SkipGroupNorm", domain=MICROSOFT)
+def contrib_group_norm(node: NodeAxes) -> None:
+    """gamma and beta ``[C]``; SkipGroupNorm adds a skip ``[N, (1, 1,) C]`` and a bias ``[C]``; its sum is an output."""
+    axes = node.axes(0)
+    last = bool(node.attr("channels_last", 1))
+    channel = len(axes) - 1 if last else 1
+    node.same(axes, node.out())
+    _, channels = _normalised_groups(node, axes, channel=channel, attribute="groups")
+    for i in (1, 2, 4):
+        if node.has(i):
+            unify(node.axes(i)[0], channels)
+    if node.has(3):
+        skip = node.axes(3)
+        unify(skip[0], axes[0])
+        if len(skip) == 2:
+            unify(skip[1], channels)
+        else:
+            node.broadcast([skip], axes)
+    if node.has_out(1):
+        node.same(axes, node.out(1))
+
+
+def _normalised_groups(node: NodeAxes, axes: Sequence[Atom], *, channel: int, attribute: str) -> tuple[Atom, Atom]:
+    """Mixed inside each group and over all positions; returns the groups and the channels."""
+    groups = node.atom(int(node.attr(attribute)))
+    members = node.atom(axes[channel].size[0] // groups.size[0])
+    channels = node.product(groups, members)
+    unify(channels, axes[channel])
+    node.freeze([members, *(a for i, a in enumerate(axes) if i not in (0, channel))], "normalised")
+    node.event(Event.NORMALIZED, [members])
+    node.size_attribute(attribute, groups)
+    return groups, channels
+
+
+@rule("LRN")
+def local_response_normalization(node: NodeAxes) -> None:
+    """Each channel is divided by a mean over its neighbours, however many there are; positions pass."""
+    axes = node.axes(0)
+    node.same(axes, node.out())
+    node.freeze(axes[1:2], "normalised by its neighbours")
 
 
 @rule("LpNormalization", "MeanVarianceNormalization")

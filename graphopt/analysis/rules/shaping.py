@@ -9,6 +9,7 @@ from graphopt.analysis.rules.context import MICROSOFT, NodeAxes, rule
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@rule("ExpandDims", domain=MICROSOFT)
 def reshape(node: NodeAxes) -> None:
     """Row-major order is kept: the factor lists of the whole shapes agree."""
     axes, out = node.axes(0), node.out()
@@ -166,10 +167,12 @@ def _whole(starts: np.ndarray | None, position: int) -> bool:
 
 
 @rule("Pad")
+@rule("Pad", domain=MICROSOFT)
 def pad(node: NodeAxes) -> None:
     """Padding adds members that stay; untouched axes pass."""
     axes, out = node.axes(0), node.out()
     pads = np.asarray(node.attr("pads")) if "pads" in node.node.attributes else node.constant(1)
+    pads = None if pads is None else pads.reshape(-1)
     named = node.constant(3) if node.has(3) else np.arange(len(axes))
     node.ignore(2)
     if named is None or node.attr("mode", "constant") != "constant":
@@ -186,15 +189,6 @@ def pad(node: NodeAxes) -> None:
             for extra in (before, after):
                 freeze(extra, f"padding of {node.label}")
             unify(concat([before, axis, after]), target)
-
-
-@rule("Range", "EyeLike", "RandomNormal", "RandomUniform", "NonZero", "Unique")
-def made(node: NodeAxes) -> None:
-    """Members are told apart by their position."""
-    for i in range(len(node.node.inputs)):
-        if node.has(i) and node.facts.shapes.known(node.value(i)):
-            node.freeze(node.axes(i), "enumerated")
-    node.freeze(node.out(), "enumerated")
 
 
 @rule("RemovePadding", "RestorePadding", domain=MICROSOFT)

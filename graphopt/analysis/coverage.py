@@ -1,0 +1,128 @@
+"""How much of each weight, and of each node's work, belongs to some groups; and where a frozen group is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.atoms import Atom, keep_mask, leaves
+from graphopt.analysis.axes import AxisAnalysis, Group, is_weight
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Shares from 0 to 1; what is in several groups counts once."""
+
+    weights: dict[str, float]  #: by weight name: the share of its elements that belong to some unit
+    nodes: dict[ir.Node, float]  #: the same over all weights of a node: its share of the node's work
+
+
+def cover(axes: AxisAnalysis, groups: Iterable[Group]) -> Coverage:
+    """What ``groups`` touch. A node that a weight reaches through constant arithmetic is touched like the weight."""
+    masks: dict[tuple[ir.Node, int], dict[int, np.ndarray]] = {}
+    for group in groups:
+        for touch in group.touches:
+            if is_weight(touch.value):
+                found = masks.setdefault((touch.node, touch.index), {})
+                units = ~keep_mask(touch.expression, {group.leaf: np.arange(group.size)})
+                found[touch.axis] = found[touch.axis] | units if touch.axis in found else units
+    weights: dict[str, float] = {}
+    touched: dict[ir.Node, float] = {}
+    for (node, index), by_axis in masks.items():
+        value = node.inputs[index]
+        assert value is not None and value.const_value is not None
+        share = 1 - prod(1 - float(mask.mean()) for mask in by_axis.values())
+        name = value.name or ""
+        weights[name] = max(weights.get(name, 0.0), share)
+        touched[node] = touched.get(node, 0.0) + share * value.const_value.size
+    nodes = {node: elements / _elements(node) for node, elements in touched.items()}
+    _forward(nodes, axes.facts.constants)
+    return Coverage(weights, nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Where a frozen group is held: one reason, and the axis that it concerns."""
+
+    reason: str
+    op: str | None = None
+    node: str | None = None
+    operand: str | None = None  #: "input 0", "output 0", "graph input" or "graph output"
+    value: str | None = None
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One operand of a node, or of the graph."""
+
+    label: str  #: what reasons call the node
+    node: ir.Node | None
+    operand: str
+    value: ir.Value
+
+    def hold(self, reason: str, axis: int) -> Hold:
+        op, name = (self.node.op_type, self.node.name) if self.node is not None else (None, None)
+        return Hold(reason, op, name, self.operand, self.value.name, axis)
+
+
+def find_holds(axes: AxisAnalysis) -> dict[Group, tuple[Hold, ...]]:
+    """For every frozen group, each of its reasons with the operand and the axis behind it, where that can be told."""
+    held = {group.leaf: group for group in axes.groups if not group.prunable}
+    found: dict[tuple[Group, str], Hold] = {}
+    for value_axes, places in _axes(axes):
+        for number, axis in enumerate(value_axes):
+            for group in {held[leaf] for leaf in leaves(axis) if leaf in held}:
+                for place in places:
+                    for reason in group.reasons:
+                        if place.label in reason:
+                            found.setdefault((group, reason), place.hold(reason, number))
+    return {group: tuple(found.get((group, r)) or Hold(r) for r in group.reasons) for group in held.values()}
+
+
+def _axes(axes: AxisAnalysis) -> Iterator[tuple[Sequence[Atom], list[Place]]]:
+    """The axes of every value, and the places it is in; each use of an initializer has axes of its own."""
+    for value, found in axes.facts.outputs.items():
+        yield found, list(_places(value))
+    for (node, index), found in axes.facts.uses.items():
+        read = node.inputs[index]
+        if read is not None:
+            yield found, [Place(_label(node), node, f"input {index}", read)]
+
+
+def _places(value: ir.Value) -> Iterator[Place]:
+    if value.is_graph_input():
+        yield Place(f"graph input {value.name!r}", None, "graph input", value)
+    if value.is_graph_output():
+        yield Place(f"graph output {value.name!r}", None, "graph output", value)
+    for use in value.uses():
+        yield Place(_label(use.node), use.node, f"input {use.idx}", value)
+    maker = value.producer()
+    if maker is not None:
+        yield Place(_label(maker), maker, f"output {value.index()}", value)
+
+
+def _label(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name!r}"
+
+
+def _elements(node: ir.Node) -> int:
+    """Elements of all weights that ``node`` reads."""
+    tensors = (v.const_value for v in node.inputs if v is not None and v.is_initializer() and is_weight(v))
+    return sum(tensor.size for tensor in tensors if tensor is not None)
+
+
+def _forward(nodes: dict[ir.Node, float], constants: set[ir.Value]) -> None:
+    """Hand the share of a node that only computes constants on to what reads them."""
+    pending = list(nodes)
+    for node in pending:
+        for out in node.outputs:
+            if out in constants:
+                for use in out.uses():
+                    if nodes.get(use.node, 0.0) < nodes[node]:
+                        nodes[use.node] = nodes[node]
+                        pending.append(use.node)

@@ -1,0 +1,1 @@
+"""What ``prune`` decides with."""
