@@ -83,7 +83,7 @@ def correct_attributes(model: nn.Module, counts: dict[nn.Module, int]) -> None:
 
 
 def prune(model: nn.Module, inputs: Inputs, way: Way, allowed: Callable[[str], bool]) -> dict[str, bool]:
-    """Prune half of every allowed group in place; all groups by name, with whether each runs through a normalisation."""
+    """Prune half of every allowed group in place; all by name, with whether each runs through a normalisation."""
     normalised = {
         part
         for module in model.modules()
