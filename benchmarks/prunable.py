@@ -84,7 +84,7 @@ def prunable_elements(model: ir.Model, groups: Iterable[Group]) -> dict[str, tup
         else:
             union = np.zeros(shape, dtype=bool)
             for axes in kept:
-                union |= reduce(np.logical_and, np.ix_(*axes), np.ones((), dtype=bool))
+                union |= reduce(np.logical_and, np.meshgrid(*axes, indexing="ij", sparse=True), np.True_)
             stays = int(np.count_nonzero(union))
         found[name] = (int(tensor.size) - stays, int(tensor.size))
     return found

@@ -1,4 +1,4 @@
-"""The convolutional, vision and recurrent models of ``benchmarks/zoo`` with few channels, as real exporters write them."""
+"""The convolutional, vision and recurrent models of ``benchmarks/zoo`` with few channels, as exporters write them."""
 
 from __future__ import annotations
 
