@@ -16,6 +16,7 @@ from graphopt.passes.cleaning.lift import lift_constants
 from graphopt.slicing import mask_units, slice_units
 from tests.axis_cases import CASES, computed_shapes, mlp, packed_slices, shared_bias, shared_shapes
 from tests.axis_graphs import models
+from tests.axis_images import images
 from tests.axis_models import (
     analyse,
     check_every_group,
@@ -50,6 +51,19 @@ def test_masked_equals_sliced_on_random_graphs(model):
 @given(models(most=16))
 @settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
 def test_masked_equals_sliced_on_many_random_graphs(model):
+    check_every_group(model, changes=False)
+
+
+@given(images())
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_masked_equals_sliced_on_random_images(model):
+    check_every_group(model, changes=False)
+
+
+@pytest.mark.slow
+@given(images(most=14))
+@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+def test_masked_equals_sliced_on_many_random_images(model):
     check_every_group(model, changes=False)
 
 
