@@ -120,13 +120,23 @@ class Search:
         return trial
 
     def _worth(self) -> list[float]:
-        """What one unit of each group is worth: its share of the parameters and, where it was measured, of the time."""
+        """What one unit of each group is worth: its share of the parameters and, where it was measured, of the time.
+
+        Groups that are alike, as those of repeated layers are, take the same time: what they seem to differ by is noise.
+        """
         total = max(self.footprint.total, 1.0)
         sizes = [group.unit_parameters / total for group in self.groups]
         if not self.ctx.can_run:
             return sizes
-        times = time_shares(self.view.axes, self.groups, self.ctx.node_seconds(self.view.model))
-        return [size + time / group.size for size, time, group in zip(sizes, times, self.groups, strict=True)]
+        alike: dict[tuple[str, int, int], list[float]] = {}
+        for group, time in zip(
+            self.groups,
+            time_shares(self.view.axes, self.groups, self.ctx.node_seconds(self.view.model)),
+            strict=True,
+        ):
+            alike.setdefault((group.role, group.size, group.parameters), []).append(time / group.size)
+        times = [float(np.mean(alike[group.role, group.size, group.parameters])) for group in self.groups]
+        return [size + time for size, time in zip(sizes, times, strict=True)]
 
     def decide(self, ratio: float) -> tuple[Counts, Decision]:
         """How many units each group loses at one ratio, and the decision that follows."""
