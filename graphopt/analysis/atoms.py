@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
@@ -229,7 +230,14 @@ def _align_sums(a: Atom, b: Atom) -> None:
             while right and any(s < n for s, n in zip(size, x.size, strict=True)):
                 group.append(find(right.popleft()))
                 size = tuple(map(sum, zip(size, group[-1].size, strict=True)))
-            if size != x.size:
+            if all(s > n for s, n in zip(size, x.size, strict=True)):  # the last term reaches beyond: cut it there
+                last = group.pop()
+                over = tuple(s - n for s, n in zip(size, x.size, strict=True))
+                head, tail = Atom(tuple(n - o for n, o in zip(last.size, over, strict=True))), Atom(over)
+                unify(last, concat([head, tail]))
+                group.append(head)
+                right.appendleft(tail)
+            elif size != x.size:
                 return _clash([x, *group, *left, *right])
             unify(x, concat(group))
     return None
@@ -246,7 +254,9 @@ def _split_product(whole: Atom, total: Atom) -> None:
     pieces = list(terms(total))
     counts = [_quotient(piece.size, stride) for piece in pieces]
     if any(c is None for c in counts):
-        return _clash([whole, total])
+        if not all(atom.static for atom in (outer, *inner, *pieces)):
+            return _clash([whole, total])
+        return _cut_through(outer, inner, stride[0], pieces)
     members = [Atom(c) for c in counts if c is not None]
     for piece, member in zip(pieces, members, strict=True):
         unify(piece, product([member, *inner], len(whole.size)))
@@ -256,6 +266,37 @@ def _split_product(whole: Atom, total: Atom) -> None:
             if member.trivial:
                 freeze(member, "selects one slice of a packed tensor")
     return None
+
+
+def _cut_through(outer: Atom, inner: Sequence[Atom], stride: int, pieces: Sequence[Atom]) -> None:
+    """Unify product(outer, inner...), ``stride`` positions for each outer member, with pieces that end inside members.
+
+    A member that is cut through stays, and so does everything inside a member, as the halves lie in two pieces; the
+    other members lie in one piece each. Covers shuffled channels that are split in two, product(29, 4) as 58 + 58.
+    """
+    reason = "cut inside a member of a product"
+    assignments = len(outer.size)
+    ends = list(accumulate(piece.size[0] for piece in pieces))
+    marks = sorted({0, *(end // stride for end in ends), *(-(-end // stride) for end in ends)})
+    members = {low: Atom((high - low,) * assignments) for low, high in pairwise(marks)}
+    cut = {end // stride for end in ends if end % stride}
+    for atom in (*inner, *(members[number] for number in cut)):
+        freeze(atom, reason)
+    position = 0
+    for piece, end in zip(pieces, ends, strict=True):
+        parts = []
+        while position < end:
+            number = position // stride
+            if number in cut:
+                size = min(end, (number + 1) * stride) - position
+                parts.append(Atom((size,) * assignments))
+                freeze(parts[-1], reason)
+            else:
+                size = members[number].size[0] * stride
+                parts.append(product([members[number], *inner], assignments))
+            position += size
+        unify(piece, concat(parts))
+    unify(outer, concat(list(members.values())))
 
 
 def _quotient(numerator: Size, denominator: Size) -> Size | None:

@@ -148,10 +148,21 @@ def test_grouped_queries_split_into_unequal_parts_of_whole_heads():
     assert all(list(leaves(p))[1] is find(dim) for p in parts)
 
 
-def test_a_split_through_a_head_freezes():
-    packed, parts = times(leaf(4), leaf(6)), [leaf(9), leaf(15)]
+def test_a_split_through_a_head_freezes_that_head_and_what_heads_are_made_of():
+    packed, parts = times(leaf(4), dim := leaf(6)), [leaf(9), leaf(15)]
     unify(packed, concat(parts))
-    assert all(x.reasons for p in (packed, *parts) for x in leaves(p))
+    assert [shown(p) for p in parts] == ["sum(6, 3)", "sum(3, product(2, 6))"]
+    assert dim.reasons
+    whole = [x for p in parts for x in leaves(p) if not x.reasons]
+    assert [x.size[0] for x in whole] == [2]
+    assert whole[0] in leaves(packed)
+
+
+def test_a_sum_cut_inside_a_product_of_another_sum():
+    shuffled, rest, parts = times(leaf(7), leaf(4)), leaf(2), [leaf(15), leaf(15)]
+    unify(concat([shuffled, rest]), concat(parts))
+    assert [shown(p) for p in parts] == ["sum(product(3, 4), 3)", "sum(sum(1, product(3, 4)), 2)"]
+    assert [[x.size[0] for x in leaves(p) if not x.reasons and not x.trivial] for p in parts] == [[3], [3, 2]]
 
 
 # -- clashes ---------------------------------------------------------------------------------------

@@ -51,6 +51,32 @@ def test_channels_and_masked_equals_sliced(name):
     assert sorted(summary(check_every_group(text_model(IMAGE, weights, body)))) == sorted(wanted)
 
 
+def test_shuffled_channels_cut_in_two_where_no_multiple_lies():
+    """ShuffleNetV2's stages: 22 channels are shuffled twice as 2 x 11, and halved in the middle of four of them."""
+    body = """h = Conv(x, W0)
+        f, g = Split <axis = 1> (h, half)
+        a = Relu(f)
+        b = Conv(g, W1)
+        c = Concat <axis = 1> (a, b)
+        r = Reshape(c, apart)
+        t = Transpose <perm = [0, 2, 1, 3, 4]> (r)
+        u = Reshape(t, whole)
+        f2, g2 = Split <axis = 1> (u, half)
+        b2 = Conv(g2, W2)
+        c2 = Concat <axis = 1> (f2, b2)
+        r2 = Reshape(c2, apart)
+        t2 = Transpose <perm = [0, 2, 1, 3, 4]> (r2)
+        u2 = Reshape(t2, whole)
+        f3, g3 = Split <axis = 1> (u2, half)
+        y3 = Conv(f3, W3)
+        z3 = Conv(g3, W4)
+        y = Add(y3, z3)"""
+    weights = "W0[22,3,1,1] W1[11,11,1,1] W2[11,11,1,1] W3[5,11,1,1] W4[5,11,1,1]"
+    ints = "half = 11 11; apart = 0 2 11 9 9; whole = 0 22 9 9"
+    axes = check_every_group(text_model(IMAGE, weights, body, ints=ints))
+    assert sorted(summary(axes)) == [("channels", 5, ("W0.0", "W1.0", "W2.1")), ("channels", 11, ("W0.0", "W1.1"))]
+
+
 def test_padding_with_something_else_is_not_zero_where_two_activations_meet():
     body = """h = MatMul(x, W1)
         p = Pad(h, n, c)
