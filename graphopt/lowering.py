@@ -56,6 +56,11 @@ class Lowering:
         return None
 
     @property
+    def produced(self) -> int:
+        """The weight's axis of output channels, of a refittable node."""
+        return 0 if self.contracted else 1
+
+    @property
     def refittable(self) -> bool:
         """Whether the output is the product (and a bias), so that other weights can be solved for from it."""
         return self.node.op_type not in RECURRENT and self.node.op_type != "ConvTranspose"

@@ -101,18 +101,23 @@ def solve(pairs: Pairs, start: np.ndarray, ridge: float) -> np.ndarray:
     return np.asarray(start + np.linalg.solve(xx + strength * np.eye(len(xx)), xy - xx @ start))
 
 
-def refit_from_moments(consumer: Consumer, moments: Moments, removed: np.ndarray) -> Patch:
+def refit_from_moments(
+    consumer: Consumer, moments: Moments, removed: np.ndarray, columns: np.ndarray | None = None
+) -> Patch:
     """The refit of one consumer when its inputs are those of the unpruned graph: no further run is needed.
 
+    ``columns`` are the output channels that stay, where some go with the same units.
     A convolution's taps are solved for one by one, as if neighbouring positions had nothing to do with each other.
     """
     gone = np.isin(consumer.units, removed)
     kept = ~gone
     W, H = consumer.matrix(), moments.inverse()
     weight = np.asarray(W[kept] - H[np.ix_(kept, gone)] @ np.linalg.solve(H[np.ix_(gone, gone)], W[gone]))
-    shift = np.asarray(moments.mean @ W - moments.mean[kept] @ weight)
-    if consumer.lowering.taps > 1:
-        shift = shift.reshape(-1, consumer.lowering.taps).sum(axis=1)
+    taps = consumer.lowering.taps
+    shift = np.asarray(moments.mean @ W - moments.mean[kept] @ weight).reshape(-1, taps).sum(axis=1)
+    if columns is not None:
+        weight = weight.reshape(len(weight), -1, taps)[:, columns].reshape(len(weight), -1)
+        shift = shift[columns]
     return Patch(consumer.node.name or "", weight, shift, "refit")
 
 
@@ -122,7 +127,7 @@ def gather_pairs(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site
     One run over the calibration split gives both the rows to fit and, every ``HELD_OUT``-th sample, rows to judge by.
     Where the output joins a residual stream, the target makes up for that stream's own error as well:
     ``y = output_original + skip_original - skip_rewritten``. What the contraction itself adds to its product (a third
-    operand) stays as it is, so it is not part of the target.
+    operand) stays as it is, so it is not part of the target. Output channels that are lost have no target.
 
     Raises PassError when the split is empty or the values are not finite.
     """
@@ -139,10 +144,10 @@ def gather_pairs(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site
         strict=True,
     )
     for number, (before, after) in enumerate(both):
-        whole = before[site.output]
+        whole = site.kept(before[site.output], lowering)
         x = lowering.patches(after[site.activation], whole.shape, number)
         if site.skip:
-            whole = np.broadcast_to(whole + (before[site.skip] - after[site.skip]), whole.shape)
+            whole = np.broadcast_to(whole + (site.kept(before[site.skip], lowering) - after[site.skip]), whole.shape)
         y = lowering.targets(whole, number)
         if site.adds:
             y = y - (lowering.targets(after[site.output], number) - x @ start)
@@ -160,7 +165,7 @@ def _samples(lowering: Lowering) -> int | None:
     return max(64, ROWS_PER_WEIGHT * lowering.width // POSITIONS) if lowering.convolves else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Site:
     """One contraction to refit, by names that the original and the rewritten graph share."""
 
@@ -169,13 +174,21 @@ class Site:
     output: str
     skip: str | None  #: the residual stream its output is added to
     adds: bool = False  #: whether it adds an operand to the product itself
+    columns: np.ndarray | None = None  #: the original's output channels that the rewritten graph still has; None: all
 
     @classmethod
-    def of(cls, lowering: Lowering) -> Site:
+    def of(cls, lowering: Lowering, columns: np.ndarray | None = None) -> Site:
         """Read a contraction and what its output is added to."""
         node = lowering.node
         adds = node.op_type in ("Gemm", "Conv") and len(node.inputs) > 2 and node.inputs[2] is not None
-        return cls(node.name or "", lowering.activation, lowering.output, _residual(node), adds)
+        return cls(node.name or "", lowering.activation, lowering.output, _residual(node), adds, columns)
+
+    def kept(self, array: np.ndarray, lowering: Lowering) -> np.ndarray:
+        """The channels of an output, or of what is added to it, that are still there; one that broadcasts is whole."""
+        axis = 1 if lowering.convolves else array.ndim - 1
+        if self.columns is None or array.shape[axis] == 1:
+            return array
+        return array.take(self.columns, axis=axis)
 
 
 def _residual(node: ir.Node) -> str | None:

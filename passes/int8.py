@@ -10,6 +10,8 @@ from pydantic import Field, field_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.errors import ModelError
+from graphopt.model import upgrade_opset
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.selection import excluded, select
@@ -83,14 +85,15 @@ class Int8(Pass[Int8Config]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Pick the sites, the codes of their weights and, with data, gains, ranges and the sites that stay float."""
-        found, declined = find_sites(view.model)
-        sites, left = select(found, self._verdict(view.model))
+        model, raised = _raised(view.model)
+        found, declined = find_sites(model)
+        sites, left = select(found, self._verdict(model))
         declined = [*declined, *left]
         if not sites:
-            return Plan((), tuple(declined), ("nothing to quantize",))
+            return Plan((), tuple(declined), ("nothing to quantize", *raised))
         draft, notes = self._resolve(
             Drafter(
-                view.model,
+                model,
                 ctx,
                 sites,
                 per_channel=self.config.per_channel,
@@ -100,20 +103,23 @@ class Int8(Pass[Int8Config]):
             )
         )
         changes = [_change(site, draft) for site in draft.sites]
-        if products := float_products(view.model):
+        if products := float_products(model):
             notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
         return Plan(
             tuple(changes),
             (*declined, *draft.declined),
-            (*notes, *draft.notes),
+            (*raised, *notes, *draft.notes),
             resolved={"mode": draft.mode, "max_error": draft.max_error},
-            payload=draft.choices,
+            payload=(model if model is not view.model else None, draft.choices),
         )
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Write int8 nodes in the place of every planned site."""
         if not plan.empty:
-            write_choices(editor, plan.payload)
+            raised, choices = plan.payload
+            if raised is not None:
+                editor.adopt(raised)
+            write_choices(editor, choices)
 
     def _verdict(self, model: ir.Model) -> _Verdict:
         return _Verdict(self.config, model.graph.opset_imports.get("", 1))
@@ -139,6 +145,17 @@ class Int8(Pass[Int8Config]):
         weakened = drafts["static"].max_error < drafts["dynamic"].max_error
         chosen = "static" if ratio < _FASTER and not weakened else "dynamic"
         return drafts[chosen], [f"auto: {chosen}; static takes {ratio:.2f} x the time of dynamic here"]
+
+
+def _raised(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """The model at the oldest opset that has every operator of this pass, and what is to be said about that."""
+    before = model.graph.opset_imports.get("", 1)
+    if before >= _STATIC_OPSET:
+        return model, []
+    try:
+        return upgrade_opset(model, _STATIC_OPSET), [f"raised from opset {before} to {_STATIC_OPSET}"]
+    except ModelError as error:
+        return model, [str(error)]
 
 
 class _Verdict:

@@ -74,7 +74,9 @@ def test_wheel_holds_every_module_once_and_nothing_else(built: Path) -> None:
     data = {n for n in modules if not n.endswith(".py")}
     assert modules - data == expected
     assert "graphopt/py.typed" in data
-    assert all(n == "graphopt/py.typed" or n.startswith("graphopt/pipeline/presets/") for n in data)
+    assert "graphopt/report/templates/structure.svg.jinja" in data
+    folders = ("graphopt/pipeline/presets/", "graphopt/report/templates/")
+    assert all(n == "graphopt/py.typed" or n.startswith(folders) for n in data)
     assert any(n.endswith("licenses/LICENSE") for n in names)
 
 

@@ -1,4 +1,4 @@
-"""Transformers from their configuration classes, with random weights and a plain attention that every tracer follows."""
+"""Transformers from their configuration classes, with random weights and attention that every tracer follows."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def correct_attributes(model: nn.Module, counts: dict[nn.Module, int]) -> None:
 
 
 def prune(model: nn.Module, inputs: Inputs, way: Way, allowed: Callable[[str], bool]) -> dict[str, bool]:
-    """Prune half of every allowed group in place; all groups by name, with whether each runs through a normalisation."""
+    """Prune half of every allowed group in place; all by name, with whether each runs through a normalisation."""
     normalised = {
         part
         for module in model.modules()
@@ -215,7 +216,8 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(ZOO))
-    print(json.dumps(measure(parser.parse_args().name), indent=1))
+    print(json.dumps(measure(parser.parse_args().name), indent=1), flush=True)
+    os._exit(0)  # torch's threads can hang an orderly exit once the traced graphs are torn down
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, keep_mask, leaves
 from graphopt.analysis.axes import AxisAnalysis, Group, is_weight
+from graphopt.editing import bodies
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,14 @@ class Coverage:
     """Shares from 0 to 1; what is in several groups counts once."""
 
     weights: dict[str, float]  #: by weight name: the share of its elements that belong to some unit
-    nodes: dict[ir.Node, float]  #: the same over all weights of a node: its share of the node's work
+    nodes: dict[ir.Node, float]  #: the same over all weights of a main-graph node, bodies' included: its share of work
 
 
-def cover(axes: AxisAnalysis, groups: Iterable[Group]) -> Coverage:
-    """What ``groups`` touch. A node that a weight reaches through constant arithmetic is touched like the weight."""
+def cover(axes: AxisAnalysis, groups: Iterable[Group], owners: Mapping[ir.Node, ir.Node]) -> Coverage:
+    """What ``groups`` touch; ``owners`` as ``outermost`` has them.
+
+    A node that a weight reaches through constant arithmetic is touched like the weight.
+    """
     masks: dict[tuple[ir.Node, int], dict[int, np.ndarray]] = {}
     for group in groups:
         for touch in group.touches:
@@ -38,9 +42,10 @@ def cover(axes: AxisAnalysis, groups: Iterable[Group]) -> Coverage:
         share = 1 - prod(1 - float(mask.mean()) for mask in by_axis.values())
         name = value.name or ""
         weights[name] = max(weights.get(name, 0.0), share)
-        touched[node] = touched.get(node, 0.0) + share * value.const_value.size
+        owner = owners[node]
+        touched[owner] = touched.get(owner, 0.0) + share * value.const_value.size
     nodes = {node: elements / _elements(node) for node, elements in touched.items()}
-    _forward(nodes, axes.facts.constants)
+    _forward(nodes, axes.facts.constants, owners)
     return Coverage(weights, nodes)
 
 
@@ -54,6 +59,11 @@ class Hold:
     operand: str | None = None  #: "input 0", "output 0", "graph input" or "graph output"
     value: str | None = None
     axis: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The reason without the name of the node that it is about."""
+        return self.reason.replace(f" {self.node!r}", "") if self.node else self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +120,33 @@ def _label(node: ir.Node) -> str:
     return f"{node.op_type} {node.name!r}"
 
 
+def outermost(model: ir.Model) -> dict[ir.Node, ir.Node]:
+    """For each node, the node of the main graph that it is inside of, or is."""
+    return {inner: node for node in model.graph for inner in with_bodies(node)}
+
+
+def with_bodies(node: ir.Node) -> Iterator[ir.Node]:
+    """``node`` and everything in its bodies."""
+    pending = [node]
+    for current in pending:
+        yield current
+        pending.extend(inner for body in bodies(current) for inner in body)
+
+
 def _elements(node: ir.Node) -> int:
-    """Elements of all weights that ``node`` reads."""
-    tensors = (v.const_value for v in node.inputs if v is not None and v.is_initializer() and is_weight(v))
+    """Elements of all weights that ``node`` and the nodes in its bodies read."""
+    values = (value for inner in with_bodies(node) for value in inner.inputs)
+    tensors = (v.const_value for v in values if v is not None and v.is_initializer() and is_weight(v))
     return sum(tensor.size for tensor in tensors if tensor is not None)
 
 
-def _forward(nodes: dict[ir.Node, float], constants: set[ir.Value]) -> None:
+def _forward(nodes: dict[ir.Node, float], constants: set[ir.Value], owners: Mapping[ir.Node, ir.Node]) -> None:
     """Hand the share of a node that only computes constants on to what reads them."""
     pending = list(nodes)
     for node in pending:
         for out in node.outputs:
             if out in constants:
-                for use in out.uses():
-                    if nodes.get(use.node, 0.0) < nodes[node]:
-                        nodes[use.node] = nodes[node]
-                        pending.append(use.node)
+                for reader in (owners[use.node] for use in out.uses()):
+                    if nodes.get(reader, 0.0) < nodes[node]:
+                        nodes[reader] = nodes[node]
+                        pending.append(reader)

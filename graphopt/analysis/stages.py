@@ -1,8 +1,8 @@
-"""The main graph cut into stages from input to output: its residual blocks, and what stands before, between and after."""
+"""The main graph cut into stages from input to output: residual blocks, and what stands before, between and after."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -65,7 +65,16 @@ def find_stages(graph: ir.Graph, structure: Structure, cost: CostTable) -> tuple
         if cost.of(node) is not None:
             stages.setdefault(owner[node])
     stages.update(dict.fromkeys(owner.values()))
-    return tuple(stages)
+    return tuple(_undivided(stages))
+
+
+def _undivided(stages: Iterable[Stage]) -> Iterable[Stage]:
+    """In order, but what stands between two blocks of one layer goes in front of the layer."""
+    steps: dict[Hashable, list[Stage]] = {}
+    for stage in stages:
+        step = (stage.trunk, stage.layer) if stage.layer is not None else stage
+        steps[step] = [*steps.pop(step, ()), stage]  # where its last stage is
+    return (stage for members in steps.values() for stage in members)
 
 
 def _blocks(graph: ir.Graph, structure: Structure) -> dict[ir.Node, Stage]:

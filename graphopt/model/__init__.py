@@ -26,6 +26,7 @@ from graphopt.model.proto import to_proto
 from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
 from graphopt.model.spilling import SpillFolder
 from graphopt.model.tensors import FileTensor, all_tensors, string_data, tensor_chunks, tensor_window
+from graphopt.model.upgrading import upgrade_opset
 
 __all__ = [
     "EXTERNAL_ABOVE",
@@ -61,4 +62,5 @@ __all__ = [
     "tensor_digest",
     "tensor_window",
     "to_proto",
+    "upgrade_opset",
 ]

@@ -24,7 +24,9 @@ class OpaqueType:
     It stands where ``onnx_ir`` has a type; two are equal when they are the same type.
     """
 
-    dtype = elem_type = ir.DataType.UNDEFINED
+    dtype: ir.DataType = ir.DataType.UNDEFINED
+    elem_type: ir.TypeProtocol | ir.DataType = ir.DataType.UNDEFINED
+    denotation: str | None
 
     def __init__(self, proto: onnx.TypeProto) -> None:
         self.proto = proto
@@ -61,8 +63,8 @@ class SparseTensor(ir.LazyTensor):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the elements and their places, as they are in a file."""
-        count = math.prod(self._proto.values.dims)
-        return (count * self.dtype.bitwidth + 7) // 8 + 8 * math.prod(self._proto.indices.dims)
+        count = int(math.prod(self._proto.values.dims))
+        return (count * self.dtype.bitwidth + 7) // 8 + 8 * int(math.prod(self._proto.indices.dims))
 
     def to_proto(self, name: str) -> onnx.SparseTensorProto:
         """The message it was read from, under another name."""
@@ -72,7 +74,7 @@ class SparseTensor(ir.LazyTensor):
         return proto
 
     def _dense(self) -> ir.TensorProtocol:
-        values = ir.from_proto(self._proto.values).numpy().reshape(-1)
+        values = ir.serde.deserialize_tensor(self._proto.values).numpy().reshape(-1)
         places = onnx.numpy_helper.to_array(self._proto.indices)
         dense = np.zeros(self.shape.numpy(), dtype=values.dtype)
         if places.ndim == 1:

@@ -92,7 +92,7 @@ class _Writer:
     def placed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return tensor if self.place is None else self.place(tensor)
 
-    def node(self, node: ir.Node, nodes: onnx.GraphProto.node) -> None:  # type: ignore[name-defined]
+    def node(self, node: ir.Node, nodes: onnx.GraphProto.node) -> None:
         names = [value.name or "" for value in node.outputs]
         while names and not names[-1]:
             names.pop()
@@ -162,7 +162,8 @@ def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
         proto.name = value.name or ""
         proto.type.CopyFrom(value.type.proto)
         _write_strings(proto.metadata_props, value.metadata_props)
-        proto.doc_string = value.doc_string or ""
+        if value.doc_string:
+            proto.doc_string = value.doc_string
     else:
         ir.serde.serialize_value_into(proto, value)
 

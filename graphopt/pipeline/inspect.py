@@ -124,7 +124,7 @@ def _count(ledger: Ledger, clock: Clock, overview: Overview) -> None:
         )
         for role, cost in table.by_role.items()
     ]
-    arithmetic = [node for node in ledger.graph if table.of(node) is None]
+    arithmetic = [node for node in ledger.graphs[0] if table.of(node) is None]
     if arithmetic:
         overview.roles.append(
             RoleFacts(
@@ -157,9 +157,13 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
 
     def touched(groups: Iterable[Group]) -> CoverFacts:
         found = list(groups)
-        covered = cover(axes, found)
+        covered = cover(axes, found, ledger.owners)
+        parameters = ledger.touched(covered.weights)
         return CoverFacts(
-            groups=len(found), share=ledger.share(covered.weights), time_share=clock.weighted(covered.nodes)
+            groups=[group.name for group in found],
+            parameters=round(parameters),
+            share=parameters / ledger.total,
+            time_share=clock.weighted(covered.nodes),
         )
 
     for group in axes.groups:
@@ -170,13 +174,18 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
             size=group.size,
             parameters=group.parameters,
             share=group.parameters / ledger.total,
-            time_share=clock.weighted(cover(axes, [group]).nodes),
+            time_share=clock.weighted(cover(axes, [group], ledger.owners).nodes),
             layer=layers.pop() if len(layers) == 1 else None,
             touches=list(dict.fromkeys(f"{touch.name}[{touch.axis}]" for touch in group.touches)),
             reasons=list(group.reasons),
             held_by=[HoldFacts(**asdict(hold)) for hold in holds.get(group, ())],
         )
         (overview.prunable if group.prunable else overview.frozen).append(facts)
+    kinds: dict[tuple[object, ...], list[Group]] = {}
+    for group in axes.groups:
+        kind = tuple(hold.kind for hold in holds.get(group, ())[:1])
+        kinds.setdefault((group.prunable, group.role, group.size, group.parameters, kind), []).append(group)
+    overview.kinds = [touched(members) for members in kinds.values()]
     for role in dict.fromkeys(group.role for group in axes.prunable):
         overview.cover[role] = touched(axes.by_role(role))
     overview.cover["all"] = touched(axes.prunable)

@@ -61,7 +61,8 @@ class GroupFacts(BaseModel):
 class CoverFacts(BaseModel):
     """What several groups touch together; what is in more than one of them counts once."""
 
-    groups: int
+    groups: list[str]
+    parameters: int
     share: float
     time_share: float | None = None
 
@@ -130,6 +131,8 @@ class Overview(BaseModel):
     frozen: list[GroupFacts] = Field(default_factory=list)
     cover: dict[str, CoverFacts] = Field(default_factory=dict)
     """What the prunable groups of each role touch; under ``all`` those of every role."""
+    kinds: list[CoverFacts] = Field(default_factory=list)
+    """Groups that repeat: of one role, size and number of parameters, and held for one kind of reason."""
     roles: list[RoleFacts] = Field(default_factory=list)
     macs_at: dict[str, int] = Field(default_factory=dict)
     """Sizes of the dynamic dims that multiply-accumulates are counted at."""

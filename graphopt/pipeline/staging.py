@@ -11,10 +11,11 @@ import onnx_ir as ir
 from graphopt.analysis.axes import Group
 from graphopt.analysis.blocks import Layer
 from graphopt.analysis.cost import CostTable, count_cost
-from graphopt.analysis.coverage import cover
+from graphopt.analysis.coverage import cover, outermost, with_bodies
 from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.stages import find_stages
 from graphopt.analysis.view import GraphView
+from graphopt.editing import all_graphs
 from graphopt.pipeline.overview import StageFacts, WeightFacts
 
 
@@ -43,15 +44,16 @@ class Clock:
 class Ledger:
     """Costs of a view's nodes and sizes of its weights."""
 
-    graph: ir.Graph
+    graphs: tuple[ir.Graph, ...]  #: the main one first
     cost: CostTable
     layers: tuple[Layer, ...]
+    owners: dict[ir.Node, ir.Node]  #: the main graph's node that each node is inside of, or is
 
     @classmethod
     def of(cls, view: GraphView, shapes: ShapeTable | None = None) -> Ledger:
         """``shapes`` other than the view's are what multiply-accumulates are counted at."""
         cost = view.cost if shapes is None else count_cost(view.model, shapes, structure=view.structure)
-        return cls(view.model.graph, cost, view.structure.layers)
+        return cls(tuple(all_graphs(view.model)), cost, view.structure.layers, outermost(view.model))
 
     @cached_property
     def total(self) -> int:
@@ -79,27 +81,29 @@ class Ledger:
         costs = (self.cost.of(node) for node in nodes)
         return sum({c.key: c.elements for cost in costs if cost is not None for c in cost.constants}.values())
 
-    def share(self, weights: Mapping[str, float]) -> float:
-        """Of all parameters, what is touched; ``weights`` are the touched shares of initializers of the main graph."""
-        values = {id(v.const_value): (v, weights[n]) for n, v in self.graph.initializers.items() if n in weights}
-        return sum(self.size(value) * part for value, part in values.values()) / self.total
+    def touched(self, weights: Mapping[str, float]) -> float:
+        """Parameters touched; ``weights`` are the touched shares of initializers, bodies' included, by name."""
+        stored = (item for graph in self.graphs for item in graph.initializers.items())
+        values = {id(v.const_value): (v, weights[n]) for n, v in stored if n in weights}
+        return sum(self.size(value) * part for value, part in values.values())
 
 
 def describe_stages(view: GraphView, ledger: Ledger, clock: Clock) -> list[StageFacts]:
     """Every stage with the weights that it is the first to read, so that parameters and times add up to the model's."""
     axes = view.axes
     by_role = {
-        role: cover(axes, axes.by_role(role)).weights for role in dict.fromkeys(group.role for group in axes.prunable)
+        role: cover(axes, axes.by_role(role), ledger.owners).weights
+        for role in dict.fromkeys(group.role for group in axes.prunable)
     }
     touching: dict[ir.Node, list[Group]] = {}
     for group in axes.groups:
-        for node in dict.fromkeys(touch.node for touch in group.touches):
+        for node in dict.fromkeys(ledger.owners[touch.node] for touch in group.touches):
             touching.setdefault(node, []).append(group)
     seen: set[int] = set()
     found = []
     for stage in find_stages(view.model.graph, view.structure, ledger.cost):
         weights = []
-        for value in (value for node in stage.nodes for value in node.inputs):
+        for value in (value for node in stage.nodes for inner in with_bodies(node) for value in inner.inputs):
             if value is None or value.const_value is None or id(value.const_value) in seen or not ledger.size(value):
                 continue
             seen.add(id(value.const_value))

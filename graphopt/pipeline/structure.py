@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import bodies
 from graphopt.errors import ModelError
 from graphopt.model import Signature, SparseTensor, operator_fault, signature, to_proto
+
+if TYPE_CHECKING:
+    import onnx
 
 _KEEP_BYTES = 1024  # smaller constants stay in the checked proto: shapes and axes matter to the checker
 
@@ -72,14 +77,18 @@ def scope_fault(model: ir.Model) -> str:
 def checker_fault(model: ir.Model) -> str:
     """Empty when the ONNX checker accepts the model; large weights are left out, so any size can be checked."""
     try:
-        fault = operator_fault(to_proto(model, place=_light))
+        fault = operator_fault(stripped_proto(model))
     except (ValueError, TypeError, RecursionError) as error:
         return f"the model cannot be serialised: {type(error).__name__}: {error}"
     return f"the ONNX checker refuses the model: {fault}" if fault else ""
 
 
+def stripped_proto(model: ir.Model) -> onnx.ModelProto:
+    """A ModelProto in which large weights are empty: shapes and axes matter to the checker, weights do not."""
+    return to_proto(model, place=_light)
+
+
 def _light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """Large weights are empty: shapes and axes matter to the checker, weights do not."""
     if tensor.dtype is ir.DataType.STRING or tensor.nbytes <= _KEEP_BYTES or isinstance(tensor, SparseTensor):
         return tensor
     return ir.Tensor(np.zeros((0,), dtype=tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from graphopt.pipeline.overview import GroupFacts, HoldFacts, StageFacts
+from graphopt.pipeline.overview import CoverFacts, GroupFacts, Overview, StageFacts
 
 
 @dataclass(frozen=True, slots=True)
 class GroupFold:
-    """Groups of one role and size."""
+    """Groups of one kind, and what they touch together."""
 
     groups: tuple[GroupFacts, ...]
+    cover: CoverFacts
 
     @property
     def first(self) -> GroupFacts:
@@ -22,19 +23,6 @@ class GroupFold:
     def count(self) -> str:
         """``6 x 12``, or ``12`` for a single group."""
         return f"{len(self.groups)} x {self.first.size}" if len(self.groups) > 1 else str(self.first.size)
-
-    @property
-    def parameters(self) -> int:
-        return sum(group.parameters for group in self.groups)
-
-    @property
-    def share(self) -> float:
-        return sum(group.share for group in self.groups)
-
-    @property
-    def time_share(self) -> float | None:
-        found = [group.time_share for group in self.groups if group.time_share is not None]
-        return sum(found) if found else None
 
     @property
     def where(self) -> str:
@@ -55,18 +43,14 @@ class StageFold:
     layers: tuple[int, ...]  #: empty outside of layers
 
 
-def fold_groups(groups: Iterable[GroupFacts]) -> list[GroupFold]:
-    """Groups of one role, size and parameters, held for one kind of reason, in the order of the first of each."""
-    found: dict[Hashable, list[GroupFacts]] = {}
-    for group in groups:
-        kind = tuple(kind_of(hold) for hold in group.held_by[:1])
-        found.setdefault((group.role, group.size, group.parameters, kind), []).append(group)
-    return [GroupFold(tuple(members)) for members in found.values()]
-
-
-def kind_of(hold: HoldFacts) -> str:
-    """A reason without the name of the node that it is about."""
-    return hold.reason.replace(f" {hold.node!r}", "") if hold.node else hold.reason
+def fold_groups(overview: Overview, groups: Iterable[GroupFacts]) -> list[GroupFold]:
+    """Those of the overview's kinds that ``groups`` are of, in its order."""
+    named = {group.name: group for group in groups}
+    return [
+        GroupFold(tuple(named[name] for name in kind.groups), kind)
+        for kind in overview.kinds
+        if kind.groups[0] in named
+    ]
 
 
 def fold_stages(stages: Sequence[StageFacts], groups: Iterable[GroupFacts]) -> list[StageFold]:

@@ -77,9 +77,9 @@ def _print_layers(overview: Overview, console: Console, verbose: int) -> None:
 def _print_prunable(overview: Overview, console: Console, verbose: int) -> None:
     timed = overview.timing is not None
     table = plain_table("role", ">groups x units", "where", ">parameters", ">share", *([">time"] if timed else []))
-    for fold in fold_groups(overview.prunable):
-        time = [percent(fold.time_share)] if timed else []
-        cells = (fold.count, fold.where, amount(fold.parameters), percent(fold.share))
+    for fold in fold_groups(overview, overview.prunable):
+        time = [percent(fold.cover.time_share)] if timed else []
+        cells = (fold.count, fold.where, amount(fold.cover.parameters), percent(fold.cover.share))
         table.add_row(escape(fold.first.role), *cells, *time)
     print_table(console, f"Groups that can be pruned{_covered(overview)}", table)
     if verbose:
@@ -113,7 +113,7 @@ def _print_each(groups: Sequence[GroupFacts], console: Console, *, timed: bool) 
 
 def _print_frozen(overview: Overview, console: Console, verbose: int) -> None:
     """Two lines or more for each: the figures, then what holds it."""
-    largest = sorted(fold_groups(overview.frozen), key=lambda fold: -fold.parameters)
+    largest = sorted(fold_groups(overview, overview.frozen), key=lambda fold: -fold.cover.parameters)
     shown = largest if verbose else largest[:_FROZEN_SHOWN]
     more = f", the largest {len(shown)} kinds shown (-v shows all)" if len(shown) < len(largest) else ""
     console.print(f"[bold]{_plural(len(overview.frozen), 'group')} cannot be pruned{more}[/]", soft_wrap=True)
@@ -130,14 +130,14 @@ def _print_frozen(overview: Overview, console: Console, verbose: int) -> None:
 
 def _figures(fold: GroupFold) -> str:
     name = fold.first.name if len(fold.groups) == 1 else fold.first.role
-    time = "" if fold.time_share is None else f", {percent(fold.time_share)} of time"
+    time = "" if fold.cover.time_share is None else f", {percent(fold.cover.time_share)} of time"
     where = "" if fold.where == "-" else f", {fold.where}"
-    size = f"{fold.count} units, {amount(fold.parameters)} parameters ({percent(fold.share)}){time}{where}"
+    size = f"{fold.count} units, {amount(fold.cover.parameters)} parameters ({percent(fold.cover.share)}){time}{where}"
     return f"[bold]{escape(name)}[/]  {escape(size)}"
 
 
 def explain(hold: HoldFacts) -> str:
-    """The reason, and in brackets the axis that it holds: ``normalised by LayerNormalization 'n' (input 0, axis 2)``."""
+    """The reason and, in brackets, what it holds: ``normalised by LayerNormalization 'n' (input 0, axis 2)``."""
     if hold.operand is None:
         return hold.reason
     place = "" if hold.operand.startswith("graph") else f"{hold.operand}, {hold.value!r}, "

@@ -1,4 +1,4 @@
-"""An Overview as a picture: the stages from input to output, their weights coloured by the groups that can be pruned."""
+"""An Overview as a picture: stages from input to output, their weights coloured by the groups that can be pruned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePath
 import jinja2
 
 from graphopt.pipeline.overview import GroupFacts, Overview, StageFacts, WeightFacts
-from graphopt.report.folding import StageFold, fold_groups, fold_stages, layer_range
+from graphopt.report.folding import StageFold, fold_stages, layer_range
 from graphopt.report.picture import Bar, Frame, Gauge, Label, LegendEntry, Picture, Row, Strip, Wire
 from graphopt.report.units import amount, megabytes, milliseconds, percent
 
@@ -131,8 +131,8 @@ class _Style:
 
     def _sizes(self, stage: StageFacts) -> str:
         """``12 heads x 32``, ``1536 neurons``; last what is shared with other stages."""
-        own = [self.groups[name] for name in stage.groups if self.spread[name] == 1]
-        shared = [self.groups[name] for name in stage.groups if self.spread[name] > 1]
+        own = [self.groups[name] for name in stage.groups if self.spread[name] <= 2]
+        shared = [self.groups[name] for name in stage.groups if self.spread[name] > 2]
         parts = list(_spelled(own))
         if shared:
             parts.append("shared: " + ", ".join(_spelled(shared)))
@@ -192,7 +192,7 @@ def _facts(overview: Overview) -> Iterator[str]:
     together = overview.cover.get("all")
     if together is not None and together.groups:
         time = f" and {percent(together.time_share)} of the time" if together.time_share is not None else ""
-        yield f"{together.groups} groups can be pruned: {percent(together.share)} of the parameters{time}"
+        yield f"{len(together.groups)} groups can be pruned: {percent(together.share)} of the parameters{time}"
     elif overview.stages:
         yield "no group can be pruned"
     if overview.timing is not None:
@@ -206,10 +206,7 @@ def _legend(overview: Overview, y: float) -> Iterator[LegendEntry]:
     for role, covered in overview.cover.items():
         if role == "all":
             continue
-        folds = fold_groups(group for group in overview.prunable if group.role == role)
-        sizes: Counter[int] = Counter()
-        for fold in folds:
-            sizes[fold.first.size] += len(fold.groups)
+        sizes = Counter(group.size for group in overview.prunable if group.role == role)
         listed = ", ".join(f"{count} x {size}" if count > 1 else str(size) for size, count in sizes.items())
         time = "" if covered.time_share is None else percent(covered.time_share)
         room = COLUMNS["parameters"] - 160

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analysis.atoms import find, keep_mask
 from graphopt.analysis.axes import Group, analyse_axes
 from graphopt.analysis.view import GraphView
 from graphopt.budget import Footprint, allocate, removal_stops, time_shares
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
 from graphopt.importance import CRITERIA, Curve, Moments, collect_moments, consumers
-from graphopt.lowering import Source
+from graphopt.lowering import Lowering, Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
 from graphopt.transform import PassContext
@@ -95,8 +96,23 @@ class Search:
     def _probe(self, group: Group, units: np.ndarray) -> ir.Model:
         """The model with one group pruned and its consumers refitted from the moments at hand."""
         readers = [c for c in self.consumers[group] if c.lowering.refittable]
-        patches = [refit_from_moments(c, self.moments[c.lowering.source], units) for c in readers]
+        columns = self._columns({group.name: units}, [c.lowering for c in readers])
+        patches = [
+            refit_from_moments(c, self.moments[c.lowering.source], units, columns.get(c.node.name or ""))
+            for c in readers
+        ]
         return self._built(Decision({group.name: units}, Refit(tuple(patches), (), (0.0, 0.0))))
+
+    def _columns(self, removal: Mapping[str, np.ndarray], readers: Sequence[Lowering]) -> dict[str, np.ndarray]:
+        """Output channels that stay, by node name, of the readers that lose some themselves."""
+        removed = {find(group.leaf): removal[group.name] for group in self.groups if group.name in removal}
+        found = {}
+        for lowering in readers:
+            expression = self.view.axes.facts.uses[lowering.node, 1][lowering.produced]
+            mask = keep_mask(expression, removed)
+            if not mask.all():
+                found[lowering.node.name or ""] = np.flatnonzero(mask)
+        return found
 
     def _built(self, decision: Decision) -> ir.Model:
         trial = self.view.model.clone()
@@ -135,7 +151,9 @@ class Search:
             return decision
         readers = [c.lowering for g in self.groups if g.name in removal for c in self.consumers[g]]
         refittable = {lowering.node: lowering for lowering in readers if lowering.refittable}
-        sites = [Site.of(refittable[node]) for node in sorted(refittable, key=lambda n: self.order[n.name])]
+        columns = self._columns(removal, list(refittable.values()))
+        in_order = sorted(refittable, key=lambda n: self.order[n.name])
+        sites = [Site.of(refittable[node], columns.get(node.name or "")) for node in in_order]
         sliced = self._built(decision)
         return Decision(removal, refit_sites(self.view.model, sliced, self.ctx, sites, refit=self.refit))
 

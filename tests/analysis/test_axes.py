@@ -6,6 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphopt.analysis.axes import AxisAnalysis
+from graphopt.analysis.rules import RULES
 from tests.axis_cases import CASES, HIDDEN, eager
 from tests.axis_models import analyse, check_every_group, frozen, group_of, set_tensor, summary, text_model
 
@@ -150,20 +152,37 @@ def test_frozen_with_the_reason(name):
     assert any(wanted in reason for reason in found), found
 
 
-def test_an_unknown_op_freezes_what_it_touches_and_is_reported():
-    """ONNX Runtime knows the op, the rule table does not; the branch beside it is not affected."""
-    body = """h = MatMul(x, W1)
-        a = ai.onnx.ml.Binarizer (h)
-        o = MatMul(a, W2)
-        g = MatMul(x, W3)
-        gr = Relu(g)
-        o2 = MatMul(gr, W4)
-        y = Add(o, o2)"""
-    axes = analyse(text_model(HIDDEN, "W1[8,6] W2[6,8] W3[8,5] W4[5,8]", body))
-    assert axes.unknown_ops == {"ai.onnx.ml::Binarizer": 1}
-    assert frozen(axes, "W1.1")[0] == "Binarizer 'Binarizer_a' has no axis rule"
-    assert frozen(axes, "W2.0")[0] == "Binarizer 'Binarizer_a' has no axis rule"
+BESIDE = """h = MatMul(x, W1)
+    a = OP(h)
+    o = MatMul(a, W2)
+    g = MatMul(x, W3)
+    gr = Relu(g)
+    o2 = MatMul(gr, W4)
+    y = Add(o, o2)"""
+
+
+def beside(op: str) -> AxisAnalysis:
+    """One branch with ``op``, which freezes it, and one without."""
+    axes = analyse(text_model(HIDDEN, "W1[8,6] W2[6,8] W3[8,5] W4[5,8]", BESIDE.replace("OP", op)))
     assert summary(axes) == [("neurons", 5, ("W3.1", "W4.0"))]
+    return axes
+
+
+def test_an_unknown_op_freezes_what_it_touches_and_is_reported(monkeypatch):
+    """ONNX Runtime knows the op, the rule table does not; the branch beside it is not affected."""
+    monkeypatch.delitem(RULES, ("", "Softsign"))
+    axes = beside("Softsign ")
+    assert axes.unknown_ops == {"Softsign": 1}
+    assert frozen(axes, "W1.1")[0] == "Softsign 'Softsign_a' has no axis rule"
+    assert frozen(axes, "W2.0")[0] == "Softsign 'Softsign_a' has no axis rule"
+
+
+def test_a_mixed_op_freezes_what_it_touches_and_nothing_else():
+    """Ops of ai.onnx.ml freeze as a domain; the branch beside this one is not affected."""
+    axes = beside("ai.onnx.ml.Binarizer ")
+    assert not axes.unknown_ops
+    for touched in ("W1.1", "W2.0"):
+        assert frozen(axes, touched)[0].startswith("Binarizer 'Binarizer_a' is mixed: Classical models")
 
 
 def test_values_that_a_closed_body_reads_are_frozen_with_the_reason():

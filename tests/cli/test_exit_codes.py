@@ -350,3 +350,27 @@ def test_a_users_function_that_fails_exits_2(call, mlp, tmp_path, option, name, 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert word in err
     assert "mlp.opt.onnx" not in listing(tmp_path)
+
+
+# -- inspect ----------------------------------------------------------------------------------------------------------
+def test_inspect_draws_and_tells_where_time_goes(call, mlp, tmp_path):
+    code, out, _ = call("inspect", mlp, "--plot", tmp_path / "m.svg", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert facts["timing"]["shapes"] == ["batch 1", "batch 8"]
+    assert {"stages", "kinds", "cover", "roles", "prunable", "frozen"} <= set(facts)
+    assert facts["frozen"][0]["held_by"][0]["axis"] == 1
+    assert (tmp_path / "m.svg").read_text().startswith("<svg ")
+    assert "ms a run" not in call("inspect", mlp, "--no-time")[1]
+    assert "time: " in call("inspect", mlp, "--size", "batch=3")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("m.png", "ends in .svg"), ("folder.svg", "give a file name"), ("nowhere/m.svg", "existing folder")],
+)
+def test_a_picture_that_cannot_be_written_is_a_usage_error(call, mlp, tmp_path, name, expected):
+    (tmp_path / "folder.svg").mkdir()
+    code, out, err = call("inspect", mlp, "--plot", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and "--plot" in err and expected in err

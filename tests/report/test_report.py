@@ -3,17 +3,25 @@
 import io
 import json
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from rich.console import Console
 
 import graphopt
 from graphopt.pipeline.inspect import inspect_model
+from graphopt.pipeline.overview import HoldFacts
 from graphopt.pipeline.registry import discover
 from graphopt.pipeline.result import Result
 from graphopt.report import units
-from graphopt.report.overview import print_overview
+from graphopt.report.overview import explain, print_overview
 from graphopt.report.passes import describe_json
+from graphopt.report.plot import draw
 from graphopt.report.terminal import passes_table, print_result
+from tests.report.models import residual_mlp
+
+#: Weights of a product, a normalisation and a product.
+SHAPES = {"w": (8, 16), "g": (16,), "v": (16, 4)}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,9 @@ def test_overview(mlp):
     assert all(group.reasons for group in overview.frozen)
     out = io.StringIO()
     print_overview(overview, Console(file=out, width=100))
-    assert "1 x 64 neurons can be pruned" in out.getvalue()
+    text = out.getvalue()
+    assert "Groups that can be pruned: together 100.0 % of parameters\n" in text
+    assert "graph input 'x' (axis 1)" in text
     assert all(len(line) <= 100 for line in out.getvalue().splitlines() if "─" in line)
 
 
@@ -106,11 +116,60 @@ def test_the_table_of_passes_fits_80_columns(plugin, mlp):
 
 def test_reasons_are_shortened_unless_verbose(mlp):
     overview = inspect_model(mlp)
-    overview.frozen[0].reasons = ["the first", "the second", "the third"]
-    for verbose, expected in ((0, "the first (+2 more)"), (1, "the first; the second; the third")):
+    overview.frozen[0].held_by = [HoldFacts(reason=f"reason {number}") for number in range(4)]
+    for verbose, expected in ((0, "and 2 more reasons (-v)"), (1, "reason 3")):
         out = io.StringIO()
         print_overview(overview, Console(file=out, width=100), verbose=verbose)
         assert expected in out.getvalue()
+
+
+def test_shares_are_shares(tmp_path):
+    """No share is above the whole, unions are between their largest member and the sum, and times add up."""
+    ir.save(residual_mlp(), tmp_path / "m.onnx")
+    overview = inspect_model(tmp_path / "m.onnx", measure_time=True)
+    assert overview.timing is not None and overview.timing.seconds > 0
+    assert sum(role.time_share for role in overview.roles) == pytest.approx(1)
+    assert sum(stage.time_share for stage in overview.stages) == pytest.approx(1)
+    for kind in (*overview.kinds, *overview.cover.values()):
+        assert 0 <= kind.share <= 1 and 0 <= kind.time_share <= 1
+    everything = {group.name: group for group in (*overview.prunable, *overview.frozen)}
+    for kind in overview.kinds:
+        members = [everything[name].share for name in kind.groups]
+        assert max(members) - 1e-9 <= kind.share <= sum(members) + 1e-9
+
+
+def test_units_inside_a_body_have_the_time_of_the_node_around_it(tmp_path):
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[batch, 8] x, bool c) => (float[batch, 8] y)
+        <float[8, 16] w, float[16, 8] v>
+        { y = If (c) <
+            then_branch = t () => (float[batch, 8] p) { a = MatMul(x, w) b = Relu(a) p = MatMul(b, v) },
+            else_branch = e () => (float[batch, 8] q) { q = Relu(x) }
+        > }""",
+        initializers=[ir.tensor(np.ones(s, np.float32), name=n) for n, s in {"w": (8, 16), "v": (16, 8)}.items()],
+    )
+    ir.save(model, tmp_path / "m.onnx")
+    overview = inspect_model(tmp_path / "m.onnx", measure_time=True)
+    (inner,) = [group for group in (*overview.prunable, *overview.frozen) if group.size == 16]
+    assert (inner.share, inner.time_share) == (1, pytest.approx(1))
+    assert overview.stages[0].parameters == 256
+    draw(overview)
+
+
+def test_a_frozen_group_names_the_node_the_operand_and_the_axis(tmp_path):
+    model = ir.from_onnx_text(
+        """<ir_version: 9, opset_import: ["": 18]>
+        g (float[batch, 8] x) => (float[batch, 4] y)
+        { a = MatMul(x, w) b = LayerNormalization(a, g) y = MatMul(b, v) }""",
+        initializers=[ir.tensor(np.ones(shape, np.float32), name=n) for n, shape in SHAPES.items()],
+    )
+    ir.save(model, tmp_path / "m.onnx")
+    (hidden,) = [group for group in inspect_model(tmp_path / "m.onnx").frozen if group.role == "hidden"]
+    hold = hidden.held_by[0]
+    assert (hold.op, hold.operand, hold.value, hold.axis) == ("LayerNormalization", "input 0", "a", 1)
+    assert explain(hold).endswith("(input 0, 'a', axis 1)")
+    assert hold.node in hold.reason
 
 
 def test_parameters_are_described_as_users_write_them():

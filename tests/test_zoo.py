@@ -1,0 +1,55 @@
+"""Ordinary torch models as both exporters write them: the groups that are found, and masking equals slicing in all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks.groups import cleaned
+from benchmarks.prunable import TOLERANCE, mask_against_slice, prunable_elements
+from graphopt.analysis.view import GraphView
+from tests.models import tiny_zoo
+
+#: Prunable groups by role, and the least share of all weights that lies in them.
+EXPECTED: dict[str, tuple[dict[str, int], float]] = {
+    "resnet18": ({"channels": 7}, 0.99),
+    "resnet50": ({"channels": 9}, 0.99),
+    "mobilenet_v2": ({"channels": 8}, 0.99),
+    "mobilenet_v3": ({"channels": 9, "neurons": 1}, 0.99),
+    "efficientnet": ({"channels": 9}, 0.99),
+    "densenet": ({"channels": 12}, 0.99),
+    "shufflenet_v2": ({"channels": 10}, 0.99),
+    "unet": ({"channels": 12}, 0.99),
+    "convnext": ({"neurons": 2}, 0.5),  # the width itself is normalised
+    "vit": ({"heads": 2, "neurons": 2, "query-key": 2, "value": 2}, 0.45),
+    "swin": ({"heads": 3, "neurons": 3, "query-key": 3, "value": 3}, 0.8),
+    "lstm_tagger": ({"neurons": 1, "units": 1}, 0.99),  # one zero state for all layers and directions ties their units
+    "gru_classifier": ({"neurons": 1, "units": 1}, 0.99),
+}
+#: Dynamo needs seconds for each model: these show what it writes differently, the others are slow tests.
+QUICK = ("shufflenet_v2", "lstm_tagger")
+
+
+@pytest.mark.parametrize("name", tiny_zoo.TINY)
+def test_torchscript(tmp_path: Path, name: str) -> None:
+    check(tiny_zoo.written(name, "torchscript", tmp_path), name)
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny_zoo.TINY])
+def test_dynamo(tmp_path: Path, name: str) -> None:
+    check(tiny_zoo.written(name, "dynamo", tmp_path), name)
+
+
+def check(path: Path, name: str) -> None:
+    roles, least = EXPECTED[name]
+    model = cleaned(path)
+    view = GraphView(model)
+    elements = prunable_elements(model, view.axes.prunable).values()
+    share = sum(held for held, _ in elements) / sum(size for _, size in elements)
+    assert (Counter(g.role for g in view.axes.prunable), share >= least) == (roles, True), share
+    error, effect = mask_against_slice(model, view)
+    assert error <= TOLERANCE < effect
