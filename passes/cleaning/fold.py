@@ -35,6 +35,7 @@ _PLAIN = frozenset(
     }
 )  # fmt: skip
 _FLOATS = frozenset((ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16))
+_MOST_READERS = 64  #: of one weight that may share its bytes
 _LARGEST = 1 << 29  #: bytes; nothing larger is computed whatever it replaces
 
 
@@ -42,15 +43,17 @@ def fold_constants(editor: GraphEditor, limit: int) -> int:
     """Replace nodes over constants by their results.
 
     Matches:  a trusted operator whose inputs are all initializers (no overridable inputs) of plain number types, and
-              whose inferred result is at most ``limit`` bytes larger than the inputs that die with it.
+              whose inferred result is at most ``limit`` bytes larger than the inputs that die with it. An input that
+              several such nodes read, and that dies with the last of them, counts for each by the size of its result.
     Rewrites: its outputs become main-graph initializers.
     The size is known from shape inference before anything is computed, so a node that would explode costs nothing.
     """
     opset = editor.graph.opset_imports.get("", 1)
     count = 0
+    sizes = _Sizes(opset)
     for node in list(editor.model.graph.all_nodes()):
         if is_onnx(node, "Cast", *_TRUSTED):
-            results = _evaluate(node, opset, limit)
+            results = _evaluate(node, sizes, limit)
             if results is None:
                 continue
             for output, array in zip(node.outputs, results, strict=True):
@@ -70,20 +73,42 @@ def _drop_unused(editor: GraphEditor, node: ir.Node) -> None:
                 del graph.initializers[value.name]
 
 
-def _evaluate(node: ir.Node, opset: int, limit: int) -> list[np.ndarray[Any, Any]] | None:
+Inferred = list[tuple[ir.DataType, tuple[int, ...]]]  #: type and dims of each output
+
+
+class _Sizes:
+    """What nodes over constants would give, inferred once; the weights they read do not change while folding."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self._known: dict[ir.Node, Inferred] = {}
+
+    def of(self, node: ir.Node) -> Inferred | None:
+        """None for a node that is not over constants of plain number types, or whose result is not known."""
+        if node in self._known:
+            return self._known[node]
+        tensors = [constant(value) for value in node.inputs]
+        if any(t is None for t, v in zip(tensors, node.inputs, strict=True) if v is not None):
+            return None
+        if any(t is not None and t.dtype not in _PLAIN for t in tensors):
+            return None
+        if any(attr.is_ref() for attr in node.attributes.values()):
+            return None
+        inferred = _infer(node, tensors, self.opset)
+        if inferred is None or any(dtype not in _PLAIN for dtype, _ in inferred):
+            return None
+        self._known[node] = inferred
+        return inferred
+
+
+def _evaluate(node: ir.Node, sizes: _Sizes, limit: int) -> list[np.ndarray[Any, Any]] | None:
+    opset, inferred = sizes.opset, sizes.of(node)
+    if inferred is None:
+        return None
+    size = _bytes(inferred)
+    if size > limit + _freed(node, size, sizes, limit) or size > _LARGEST:
+        return None
     tensors = [constant(value) for value in node.inputs]
-    if any(t is None for t, v in zip(tensors, node.inputs, strict=True) if v is not None):
-        return None
-    if any(t is not None and t.dtype not in _PLAIN for t in tensors):
-        return None
-    if any(attr.is_ref() for attr in node.attributes.values()):
-        return None
-    inferred = _infer(node, tensors, opset)
-    if inferred is None or any(dtype not in _PLAIN for dtype, _ in inferred):
-        return None
-    size = sum(math.prod(dims) * dtype.bitwidth // 8 for dtype, dims in inferred)
-    if size > limit + _freed(node) or size > _LARGEST:
-        return None
     work = size + sum(t.nbytes for t in tensors if t is not None)
     if work > _LARGEST or (node.op_type == "MatMul" and work > limit):
         return None
@@ -99,19 +124,32 @@ def _evaluate(node: ir.Node, opset: int, limit: int) -> list[np.ndarray[Any, Any
     return results
 
 
-def _freed(node: ir.Node) -> int:
-    """Bytes of the inputs nobody else reads."""
-    inputs = {id(v): v for v in node.inputs if v is not None}
-    return sum(
-        v.const_value.nbytes
-        for v in inputs.values()
-        if v.const_value is not None and not v.is_graph_output() and all(use.node is node for use in v.uses())
-    )
+def _bytes(inferred: Inferred) -> int:
+    return sum(math.prod(dims) * dtype.bitwidth // 8 for dtype, dims in inferred)
 
 
-def _infer(
-    node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], opset: int
-) -> list[tuple[ir.DataType, tuple[int, ...]]] | None:
+def _freed(node: ir.Node, size: int, sizes: _Sizes, limit: int) -> int:
+    """Bytes of the inputs that die with ``node``, whose result has ``size`` bytes: its part of those it shares.
+
+    An input is shared when all its readers can be folded, and their results together are no larger than it is.
+    """
+    freed = 0
+    for value in {id(v): v for v in node.inputs if v is not None}.values():
+        if value.const_value is None or value.is_graph_output():
+            continue
+        whole = value.const_value.nbytes
+        readers = list(dict.fromkeys(use.node for use in value.uses()))
+        if readers == [node]:
+            freed += whole
+        elif len(readers) <= _MOST_READERS and whole > limit:
+            results = [sizes.of(reader) if is_onnx(reader, "Cast", *_TRUSTED) else None for reader in readers]
+            total = sum(_bytes(result) for result in results if result is not None)
+            if None not in results and total <= whole:
+                freed += size
+    return freed
+
+
+def _infer(node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], opset: int) -> Inferred | None:
     """Type and exact dims of every output, computed from the shapes (and small contents) of the inputs alone."""
     if node.op_type == "NonZero" and tensors[0] is not None:
         if tensors[0].nbytes > READ_LIMIT:

@@ -122,7 +122,7 @@ class Search:
     def _worth(self) -> list[float]:
         """What one unit of each group is worth: its share of the parameters and, where it was measured, of the time.
 
-        Groups that are alike, such as those of repeated layers, take the same time: what seems to tell them apart is noise.
+        Groups that are alike, such as those of repeated layers, take the same time: a difference between them is noise.
         """
         total = max(self.footprint.total, 1.0)
         sizes = [group.unit_parameters / total for group in self.groups]

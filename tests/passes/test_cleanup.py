@@ -18,6 +18,7 @@ from graphopt.editing import GraphEditor, all_graphs
 from graphopt.model import clone_model, digest, make_names_unique, model_bytes, open_model, save_model, signature
 from graphopt.passes.cleanup import Cleanup
 from graphopt.transform import Change, Plan
+from tests.axis_models import distance, feeds, outputs, text_model
 
 
 def parse(text: str, opset: int = 17, ir_version: int = 8) -> ir.Model:
@@ -526,3 +527,41 @@ def test_folded_bounds_of_range_become_scalars() -> None:
     )
     result, _ = clean(model)
     assert run(result, {"x": np.zeros(1, np.int64)})[0].tolist() == [0, 1, 2, 3, 4]
+
+
+GATES = """
+    i = Slice(W, n0, n1, zero)
+    o = Slice(W, n1, n2, zero)
+    f = Slice(W, n2, n3, zero)
+    c = Slice(W, n3, n4, zero)
+    V = Concat <axis = 0> (i, f, c, o)
+    y = MatMul(x, V)"""
+
+
+def gates(body: str) -> ir.Model:
+    """A weight [512, 256] of half a megabyte that is cut in four and put together in another order."""
+    ints = "; ".join(f"n{i} = {128 * i}" for i in range(5)) + "; zero = 0"
+    return text_model("(float[B,512] x) => (float[B,256] y)", "W[512,256]", body, ints=ints)
+
+
+def test_a_weight_in_another_order_is_one_weight() -> None:
+    model = gates(GATES)
+    after, _ = clean(model)
+    assert ops(after) == ["MatMul"] and len(after.graph.initializers) == 1
+    assert model_bytes(after) <= model_bytes(model)
+    fed = feeds(model)
+    assert distance(outputs(model, fed), outputs(after, fed)) < 1e-5
+
+
+def test_parts_that_overlap_would_weigh_more_than_the_whole() -> None:
+    """The first slice and a longer one share rows: both stay, and so does the weight."""
+    body = """
+        i = Slice(W, n0, n2, zero)
+        o = Slice(W, n1, n4, zero)
+        a = MatMul(x, i)
+        b = MatMul(z, o)
+        y = Add(a, b)"""
+    ints = "; ".join(f"n{i} = {128 * i}" for i in range(5)) + "; zero = 0"
+    model = text_model("(float[B,256] x, float[B,384] z) => (float[B,256] y)", "W[512,256]", body, ints=ints)
+    after, _ = clean(model)
+    assert ops(after).count("Slice") == 2 and model_bytes(after) <= model_bytes(model)
