@@ -21,6 +21,7 @@ from graphopt.passes.cleaning.noops import drop_noops
 from graphopt.passes.cleaning.repair import expand_operands, scalar_bounds
 from graphopt.passes.cleaning.share import share_equal_initializers
 from graphopt.passes.cleaning.simplify import simplify_symbolically
+from graphopt.passes.cleaning.states import drop_zero_states
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
 
 _MAX_ROUNDS = 20
@@ -101,6 +102,7 @@ class _Cleaning:
             self._step("fold batch norm", lambda: fold_batch_norms(GraphEditor(self.model)))
             self._step("simplify", self._simplify)
         self._step("scalar bounds", lambda: scalar_bounds(GraphEditor(self.model)))
+        self._step("drop zero states", lambda: drop_zero_states(GraphEditor(self.model)))
         self._step("merge equal nodes", lambda: merge_equal_nodes(GraphEditor(self.model)))
         self._step("drop dead code", lambda: drop_dead_code(GraphEditor(self.model)))
         if self.config.share:

@@ -12,7 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
 from graphopt.errors import ModelError
-from graphopt.model import SparseTensor, digest, model_bytes, open_model, save_model, signature, upgrade_opset
+from graphopt.model import (
+    SparseTensor,
+    SpillFolder,
+    digest,
+    model_bytes,
+    open_model,
+    save_model,
+    signature,
+    upgrade_opset,
+)
 
 
 def write(proto: onnx.ModelProto, path: Path) -> Path:
@@ -62,6 +71,21 @@ def test_cleanup_keeps_sparse_tensors_sparse(tmp_path: Path) -> None:
     source, target = write(sparse_model(), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     assert graphopt.optimize(source, "cleanup", output=target, threads=1).passed
     assert len(onnx.load(target).graph.sparse_initializer) == 2
+    feed = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
+    for a, b in zip(runs(source, feed), runs(target, feed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_makes_a_sparse_tensor_dense_that_leaves_it_alone(tmp_path: Path) -> None:
+    """Spilling moves dense weights only, and a node over a sparse constant is not folded to a dense result."""
+    proto = sparse_model()
+    proto.graph.node[1].input[1] = "t"
+    proto.graph.node.insert(0, helper.make_node("Neg", ["w"], ["t"], name="neg"))
+    source, target = write(proto, tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    model = open_model(source)
+    assert SpillFolder(above=0).spill(model) == 0
+    assert graphopt.optimize(source, "cleanup", output=target, threads=1).passed
+    assert [s.values.name for s in onnx.load(target).graph.sparse_initializer][:1] == ["w"]
     feed = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
     for a, b in zip(runs(source, feed), runs(target, feed), strict=True):
         np.testing.assert_array_equal(a, b)

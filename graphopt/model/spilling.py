@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.model.foreign import SparseTensor
 from graphopt.model.tensors import DataFile, FileTensor, tensor_chunks, tensor_identity
 
 SPILL_ABOVE = 256 << 20  #: bytes of one model's weights in memory; less than that stays there
@@ -31,7 +32,11 @@ class SpillFolder:
         for graph in model.graphs():
             for value in graph.initializers.values():
                 tensor = value.const_value
-                if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.dtype is ir.DataType.STRING:
+                if (
+                    tensor is None
+                    or isinstance(tensor, ir.ExternalTensor | SparseTensor)
+                    or tensor.dtype is ir.DataType.STRING
+                ):
                     continue
                 if tensor.nbytes >= _SMALLEST:
                     found.setdefault(tensor_identity(tensor), (tensor, []))[1].append(value)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from graphopt.editing import GraphEditor
+from graphopt.model import SparseTensor
 from graphopt.passes.cleaning.constants import READ_LIMIT, constant, is_onnx
 
 # Operators whose reference implementation agrees with ONNX Runtime. Not among them on purpose: quantization (it is
@@ -90,8 +91,8 @@ class _Sizes:
         tensors = [constant(value) for value in node.inputs]
         if any(t is None for t, v in zip(tensors, node.inputs, strict=True) if v is not None):
             return None
-        if any(t is not None and t.dtype not in _PLAIN for t in tensors):
-            return None
+        if any(t is not None and (t.dtype not in _PLAIN or isinstance(t, SparseTensor)) for t in tensors):
+            return None  # sparse ones among them: their results would be dense
         if any(attr.is_ref() for attr in node.attributes.values()):
             return None
         inferred = _infer(node, tensors, self.opset)
