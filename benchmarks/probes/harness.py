@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def session(model: str | os.PathLike[str] | bytes, *, profile: bool = False, dum
     options.log_severity_level = 3
     options.enable_profiling = profile
     if profile:
-        options.profile_file_prefix = "/tmp/graphopt_probe"
+        options.profile_file_prefix = str(Path(tempfile.gettempdir()) / "graphopt_probe")
     if dump:
         options.optimized_model_filepath = dump
     source = model if isinstance(model, bytes) else os.fspath(model)
