@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.axes import Group
+from graphopt.analysis.vanish import maskable, zero_point
 from graphopt.errors import PassError
 from graphopt.lowering import WIDEST, Lowering, Source
 from graphopt.transform import PassContext
@@ -116,14 +117,19 @@ def _additive(scores: np.ndarray) -> Curve:
 
 
 def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
-    """Share of the squared weight norm: the file alone decides (``moments`` is not read)."""
+    """Share of the squared weight norm: the file alone decides (``moments`` is not read).
+
+    Integer weights count by their codes, less the zero point: their scales mostly run along the other axis.
+    """
     del moments
     scores = np.zeros(group.size)
     for touch in group.touches:
         tensor = touch.value.const_value
-        if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+        if tensor is None or len(tensor.shape) < 2 or not maskable(touch.node, touch.index):
             continue
         array = tensor.numpy().astype(np.float64)
+        if not tensor.dtype.is_floating_point():
+            array = array - zero_point(touch.node, touch.index)
         squared = (array * array).sum(axis=tuple(i for i in range(array.ndim) if i != touch.axis))
         units = group.positions(touch)
         mine = np.bincount(units[units >= 0], weights=squared[units >= 0], minlength=group.size)
@@ -131,10 +137,15 @@ def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     return _additive(scores / max(scores.sum(), 1e-30))
 
 
+def _observed(group: Group, moments: Mapping[Source, Moments]) -> list[Consumer]:
+    """The consumers whose inputs were seen: not those inside bodies."""
+    return [consumer for consumer in consumers(group) if consumer.lowering.source in moments]
+
+
 def activation(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     """Share of the consumers' output energy that a unit's own rows make, its mean excepted (the mean can be folded)."""
     scores = np.zeros(group.size)
-    for consumer in consumers(group):
+    for consumer in _observed(group, moments):
         cov, W = moments[consumer.lowering.source].covariance(), consumer.matrix()
         outer = cov * (W @ W.T)  # [K, K]: summed over a unit's block, the energy of its contribution
         total = max(float(outer.sum()), 1e-30)
@@ -150,7 +161,7 @@ def reconstruction(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     Optimal brain surgeon on blocks of rows (Hassibi & Stork 1993; Kurtic et al. 2023, "ZipLM", for structures): with
     ``H`` the inverse covariance of the consumer's inputs, removing rows U costs ``tr(W_U^T (H_UU)^-1 W_U)``.
     """
-    states = [_Elimination(consumer, moments[consumer.lowering.source]) for consumer in consumers(group)]
+    states = [_Elimination(consumer, moments[consumer.lowering.source]) for consumer in _observed(group, moments)]
     alive = np.arange(group.size)
     order: list[int] = []
     damage = [0.0]

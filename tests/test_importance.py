@@ -24,7 +24,7 @@ from graphopt.importance import (
 )
 from graphopt.lowering import Lowering
 from tests.axis_cases import CASES, HIDDEN, eager, gemm, mlp
-from tests.axis_models import analyse, text_model
+from tests.axis_models import analyse, set_tensor, text_model
 from tests.fake_context import FakeContext
 
 
@@ -237,3 +237,18 @@ def test_inputs_that_are_not_finite_are_refused_by_name():
     model = text_model("(float[B, 4] x) => (float[B, 3] y)", "W[4,3]", "y = MatMul(x, W)")
     with pytest.raises(PassError, match="'x' is not finite on the calibration inputs"):
         collect_moments(model, Broken(model), lowerings(model))
+
+
+def test_integer_weights_count_by_their_codes():
+    """Neurons of an int8 product: the ones whose codes lie nearest to the zero point go first."""
+    body = """W = DequantizeLinear(Q, s)
+        h = MatMul(x, W)
+        a = Relu(h)
+        y = MatMul(a, V)"""
+    model = text_model("(float[B, 8] x) => (float[B, 4] y)", "Q[8,6] s[] V[6,4]", body)
+    codes = np.tile(np.array([3, 90, 1, 60, 120, 30], dtype=np.int8), (8, 1))
+    set_tensor(model, "Q", codes)
+    set_tensor(model, "s", np.float32(0.01))
+    set_tensor(model, "V", np.ones((6, 4), np.float32))
+    (group,) = analyse(model).prunable
+    assert magnitude(group, {}).order.tolist() == [2, 0, 5, 3, 1, 4]

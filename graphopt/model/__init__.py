@@ -17,7 +17,7 @@ from graphopt.model.description import (
     stored_bytes,
 )
 from graphopt.model.foreign import OpaqueType, SparseTensor
-from graphopt.model.graphs import all_graphs, bodies, building
+from graphopt.model.graphs import all_graphs, bodies, uncollected
 from graphopt.model.hashing import attribute_bytes, digest, structure_digest, tensor_digest
 from graphopt.model.names import make_names_unique
 from graphopt.model.opening import is_standard_op, open_model
@@ -40,7 +40,6 @@ __all__ = [
     "all_tensors",
     "attribute_bytes",
     "bodies",
-    "building",
     "clone_model",
     "digest",
     "file_digest",
@@ -62,5 +61,6 @@ __all__ = [
     "tensor_digest",
     "tensor_window",
     "to_proto",
+    "uncollected",
     "upgrade_opset",
 ]

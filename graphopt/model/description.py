@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.model.foreign import SparseTensor
-from graphopt.model.graphs import building
+from graphopt.model.graphs import uncollected
 from graphopt.model.saving import SOURCE_KEY
 from graphopt.model.tensors import all_tensors, string_data, tensor_identity
 
@@ -18,7 +18,7 @@ _PREFIX = "graphopt."
 
 def clone_model(model: ir.Model) -> ir.Model:
     """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
-    with building():
+    with uncollected():
         copy = model.clone()
     copy.meta.update(model.meta)
     return copy

@@ -33,8 +33,8 @@ def all_graphs(model: ir.Model) -> list[ir.Graph]:
 
 
 @contextmanager
-def building() -> Iterator[None]:
-    """Switches cyclic garbage collection off where many objects are made and none are dropped.
+def uncollected() -> Iterator[None]:
+    """Switches cyclic garbage collection off: where times are taken, and where objects are made and none are dropped.
 
     A graph of 100,000 nodes is a million objects that refer to each other; looking through all of them again and again
     while there is nothing to find takes longer than making them.

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from graphopt.errors import ModelError
 from graphopt.model.checks import DefectError, check_proto
 from graphopt.model.foreign import conceal, reveal
-from graphopt.model.graphs import all_graphs, building
+from graphopt.model.graphs import all_graphs, uncollected
 from graphopt.model.names import make_names_unique
 from graphopt.model.operators import operator_fault
 from graphopt.model.saving import SOURCE_KEY
@@ -59,7 +59,7 @@ def _open(file: Path) -> ir.Model:
     proto = upgraded(proto)
     concealed = conceal(proto)
     try:
-        with building():
+        with uncollected():
             model = ir.from_proto(proto)
         reveal(model, concealed)
         _inline(model)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, UsageError
+from graphopt.model import uncollected
 from graphopt.runtime.dataset import Feed
 from graphopt.runtime.dims import dim_role, symbolic_dims
 from graphopt.runtime.feeds import synthetic_feed
@@ -101,7 +100,7 @@ def time_models(
     names = list(sessions)
     taken: Samples = {}
     planned = rounds * len(feeds)
-    with _collector_off():
+    with uncollected():
         for position, (label, feed) in enumerate(feeds.items()):
             deadline = _deadline(started, budget_seconds, len(feeds) - position)
             repeats = {name: _warm_up(sessions[name], feed, max(warmup, 1)) for name in names}
@@ -137,7 +136,7 @@ def time_in_turns(
     share = math.inf if budget_seconds is None else budget_seconds / (_MIN_ROUNDS * len(names) * len(feeds))
     counts: dict[str, int] = {}  # samples a turn, by shape
     settings: tuple[int | None, str] = (None, "")
-    with _collector_off():
+    with uncollected():
         for turn in range(_MIN_ROUNDS):
             for name in names if turn % 2 == 0 else names[::-1]:
                 session = openers[name]()
@@ -161,17 +160,6 @@ Samples = dict[tuple[str, str], list[float]]  #: seconds by model and shape, in 
 def _demand(sessions: Mapping[str, Any], feeds: Mapping[str, Feed]) -> None:
     if not sessions or not feeds:
         raise UsageError("nothing to time: give at least one session and one feed")
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _deadline(started: float, budget: float | None, shapes_left: int) -> float:

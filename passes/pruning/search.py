@@ -54,7 +54,8 @@ class Search:
         self.view, self.ctx, self.groups, self.notes = view, ctx, groups, notes
         self.refit = refit
         self.measured = ctx.has_data and ctx.can_run
-        self.consumers = {g: consumers(g) for g in groups}
+        main = view.model.graph  # what happens inside a body cannot be observed
+        self.consumers = {g: [c for c in consumers(g) if c.node.graph is main] for g in groups}
         self.order = {node.name: i for i, node in enumerate(view.model.graph)}
         self.footprint = Footprint(groups)
         self.stops = [removal_stops(g.size, round_to or default_step(g)) for g in groups]
@@ -76,7 +77,7 @@ class Search:
 
     def _curve(self, group: Group, criterion: str) -> Curve:
         if not self.consumers[group] and criterion != "magnitude":
-            self.notes.append(f"{group.name}: no plain weight reads it, ranked by magnitude")
+            self.notes.append(f"{group.name}: no plain weight of the main graph reads it, ranked by magnitude")
             criterion = "magnitude"
         if criterion != "magnitude" and not self.measured:
             criterion = "magnitude"

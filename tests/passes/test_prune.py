@@ -12,8 +12,9 @@ from graphopt.editing import GraphEditor
 from graphopt.model import clone_model, digest, signature
 from graphopt.passes.prune import Prune, PruneHeads, PruneNeurons
 from graphopt.transform import Plan
+from tests.analysis.test_bodies import branches
 from tests.axis_cases import HIDDEN
-from tests.axis_models import analyse, distance, feeds, outputs, parameters, set_tensor, text_model
+from tests.axis_models import analyse, distance, feeds, group_of, outputs, parameters, set_tensor, text_model
 from tests.fake_context import FakeContext
 
 MASKED = "(float[B,S,16] x, float[B,1,1,S] mask) => (float[B,S,16] y)"
@@ -255,3 +256,14 @@ def test_impossible_parameters_are_refused(wrong):
 def test_with_strength_weakens_the_ratio():
     weaker = Prune(ratio=0.5, round_to=8).with_strength(0.25)
     assert (weaker.config.ratio, weaker.config.round_to) == (0.25, 8)
+
+
+def test_units_inside_a_body_are_ranked_by_magnitude():
+    """What a body computes cannot be observed: its neurons go all the same, and the note says how they were ranked."""
+    then = "p = MatMul(a, V1) q = Relu(p) t = MatMul(q, V2)"
+    model = branches(then, "e = Neg(a)", weights="W1[8,32] W2[32,8] V1[32,24] V2[24,32]")
+    inside = group_of(model, "V1.1", "V2.0")
+    plan, pruned = run(Prune(ratio=0.8), model)
+    assert inside in removed(plan) and len(removed(plan)) == 2
+    assert pruned.graph.initializers["V1"].shape[1] == 24 - removed(plan)[inside]
+    assert f"{inside}: no plain weight of the main graph reads it, ranked by magnitude" in plan.notes
