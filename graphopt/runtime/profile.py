@@ -121,7 +121,8 @@ def _runs(path: Path) -> Iterator[dict[int, float]]:
                 yield found
                 found = {}
             elif event["name"].endswith(_SUFFIX):
-                position = int(event["name"].removeprefix(_MARK).removesuffix(_SUFFIX))
+                name = event["name"].removeprefix(_MARK).removesuffix(_SUFFIX)
+                position = int(name.partition("/")[0])  # copies of a shared one: "<name>/duplicated_..."
                 found[position] = found.get(position, 0.0) + event["dur"] * _MICRO
 
 

@@ -154,3 +154,21 @@ def test_profiling_is_off_unless_asked_for(scratch: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(scratch)
     Session(mlp()).run({"x": np.ones((1, 64), np.float32)})
     assert list(scratch.iterdir()) == []
+
+
+def test_copies_that_onnx_runtime_makes_count_for_the_node_they_are_of() -> None:
+    """A DequantizeLinear with several readers is duplicated for each, whatever the optimisation level."""
+    model = text_model(
+        """<ir_version: 9, opset_import: ["": 18]> g (float[N,2] x) => (float[N,2] y)
+        <int8[2,2] Q = {1, 2, 3, 4}, float s = {0.5}, float t = {0.1}, int8 z = {0}> {
+            a = QuantizeLinear(x, t, z)
+            b = DequantizeLinear(a, t, z)
+            W = DequantizeLinear(Q, s)
+            c = MatMul(b, W)
+            d = MatMul(b, c)
+            e = Add(b, d)
+            y = Add(e, b)
+        }"""
+    )
+    found = node_seconds(model, {"one": {"x": np.ones((2, 2), np.float32)}})
+    assert set(found) == {node.name for node in model.graph} and sum(found.values()) > 0
