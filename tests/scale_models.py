@@ -132,9 +132,10 @@ def one_name(n: int) -> onnx.ModelProto:
     """A chain of n nodes of one name and of none, around values whose names need quoting somewhere."""
     odd = ["a/b", "層", "two words", "a:0", "'q\"", "%", "back\\slash", "a_2"]
     names = [f"{odd[i % len(odd)]}{i // len(odd) or ''}" for i in range(n)]
+    kinds = ("Neg", "Identity", "Abs")
     nodes = [
-        helper.make_node(("Neg", "Identity", "Abs")[i % 3], ["x" if i == 0 else names[i - 1]], [names[i]], "one" * (i % 2))
-        for i in range(n)
+        helper.make_node(kinds[i % 3], ["x" if i == 0 else names[i - 1]], [name], "one" * (i % 2))
+        for i, name in enumerate(names)
     ]
     return _model([*nodes, helper.make_node("Relu", [names[-1]], ["y"])])
 
