@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,7 @@ from graphopt.errors import PassError
 from graphopt.model import Names, remove_node, replace_input
 from graphopt.model import all_graphs as all_graphs
 from graphopt.model import bodies as bodies
-
-
-def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """All nodes of the main graph and of every nested body, outer before inner."""
-    stack = [iter(model.graph)]
-    while stack:
-        node = next(stack[-1], None)
-        if node is None:
-            stack.pop()
-            continue
-        yield node
-        stack.extend(iter(body) for body in reversed(bodies(node)))
+from graphopt.model import walk_nodes as walk_nodes
 
 
 class GraphEditor:
@@ -35,16 +24,22 @@ class GraphEditor:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        taken: set[str] = set()
-        for graph in all_graphs(model):
-            taken.update(v.name for v in graph.inputs if v.name)
-            taken.update(graph.initializers)
-            for node in graph:
-                if node.name:
-                    taken.add(node.name)
-                taken.update(v.name for v in node.outputs if v.name)
-        self._names = Names(taken)
+        self._known: Names | None = None
         self._places: dict[ir.Graph, dict[ir.Value, list[int]]] = {}
+
+    @property
+    def _names(self) -> Names:
+        """Every name of every scope; collected when the first fresh one is asked for, which many edits never do."""
+        if self._known is None:
+            names: set[str | None] = set()
+            for graph in all_graphs(self.model):
+                names.update(value.name for value in graph.inputs)
+                names.update(graph.initializers)
+                for node in graph:
+                    names.add(node.name)
+                    names.update(value.name for value in node.outputs)
+            self._known = Names({name for name in names if name})
+        return self._known
 
     @property
     def graph(self) -> ir.Graph:
@@ -207,7 +202,8 @@ class GraphEditor:
         self.model.functions.clear()
         self.model.functions.update(other.functions)
         self.model.ir_version = other.ir_version
-        self.__init__(self.model)  # type: ignore[misc]
+        self._known = None
+        self._places.clear()
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
     def drop_dead(self) -> int:
