@@ -78,6 +78,15 @@ class Summed:
     outputs: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """``node`` takes a mean (and a variance) over ``axis``, of the members that there are."""
+
+    node: ir.Node
+    axis: Atom
+    scaled: ir.Value | None  #: the activation whose mean square is divided by, where there is one
+
+
 @dataclass(slots=True)
 class Facts:
     """Everything the rules of one graph collect."""
@@ -89,6 +98,7 @@ class Facts:
     sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
     sources: dict[SizeOperand, frozenset[Atom]] = field(default_factory=dict)  #: axes a computed size is read from
     summed: list[Summed] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
     events: list[tuple[Event, Atom, ir.Node]] = field(default_factory=list)
     constants: set[ir.Value] = field(default_factory=set)  #: values computed from initializers alone
     unknown: dict[str, int] = field(default_factory=dict)  #: op types without a rule, with their number of nodes
@@ -199,6 +209,20 @@ class NodeAxes:
         for axis in axes:
             if not axis.trivial:
                 freeze(axis, f"{why} by {self.label}")
+
+    def normalised(self, axes: Iterable[Atom], scaled: ir.Value | None, why: str = "normalised") -> None:
+        """One statistic is taken over all members of these axes: the mean square of ``scaled``, if that is a value.
+
+        Members of a single axis can leave if it may become that of the members that stay: the op is the same at every
+        width. Several axes at once keep their members, and so do positions (dynamic axes).
+        """
+        real = [axis for axis in axes if not axis.trivial]
+        self.event(Event.NORMALIZED, real)
+        if len(real) != 1 or not real[0].static:
+            self.freeze(real, why)
+            return
+        freeze(real[0], f"{why} by {self.label}", statistic=True)
+        self.facts.statistics.append(Statistic(self.node, real[0], scaled))
 
     def ignore(self, *indices: int) -> None:
         """These inputs carry no axes worth relating (shape operands, scalars)."""

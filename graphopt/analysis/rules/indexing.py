@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.analysis.atoms import concat, unify
 from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
@@ -167,12 +168,27 @@ def reduced_axes(node: NodeAxes, rank: int) -> list[int]:
     *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
 )
 def reduce(node: NodeAxes) -> None:
-    """Reduced axes are mixed, since a removed member would change the result even when it is zero; the others pass."""
+    """Reduced axes are mixed, since a removed member would change the result even when it is zero; the others pass.
+
+    A mean is what exporters spell a LayerNormalization with: it divides by however many members there are.
+    """
     axes = node.axes(0)
     gone = reduced_axes(node, len(axes))
-    node.freeze([axes[i] for i in gone], "reduced")
-    node.event(Event.NORMALIZED, [axes[i] for i in gone])
+    if node.node.op_type == "ReduceMean":
+        node.normalised([axes[i] for i in gone], _square_root(node), "reduced")
+    else:
+        node.freeze([axes[i] for i in gone], "reduced")
+        node.event(Event.NORMALIZED, [axes[i] for i in gone])
     out = list(node.out())
     if node.attr("keepdims", 1):
         out = [a for i, a in enumerate(out) if i not in gone]
     node.same([a for i, a in enumerate(axes) if i not in gone], out)
+
+
+def _square_root(node: NodeAxes) -> ir.Value | None:
+    """What a Pow or a product with itself made the reduced squares from."""
+    maker = node.value(0).producer()
+    if maker is None or maker.op_type not in ("Pow", "Mul"):
+        return None
+    root, other = maker.inputs
+    return root if maker.op_type == "Pow" or root is other else None

@@ -1,4 +1,4 @@
-"""Ops that normalise along an axis: its members share a statistic, so none can leave; the other axes pass."""
+"""Ops that normalise along an axis: its members share a statistic that changes when one leaves; other axes pass."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def layer_normalization(node: NodeAxes) -> None:
     axis = node.attr("axis", -1) % len(axes)
     node.same(axes, node.out())
     node.broadcast([node.axes(i) for i in (1, 2) if node.has(i)], axes)
-    node.freeze(axes[axis:], "normalised")
-    node.event(Event.NORMALIZED, axes[axis:])
+    node.normalised(axes[axis:], node.value(0))
     for i in range(1, len(node.node.outputs)):
         if node.has_out(i):
             node.same(axes[:axis], node.out(i)[:axis])
@@ -52,8 +51,7 @@ def skip_layer_normalization(node: NodeAxes) -> None:
     node.broadcast([node.axes(i) for i in range(1, len(node.node.inputs)) if node.has(i)], axes)
     if node.has_out(3):
         node.same(axes, node.out(3))
-    node.freeze(axes[-1:], "normalised")
-    node.event(Event.NORMALIZED, axes[-1:])
+    node.normalised(axes[-1:], node.node.outputs[3] if node.has_out(3) else None)
 
 
 @rule("EmbedLayerNormalization", domain=MICROSOFT)
@@ -68,7 +66,10 @@ def embed_layer_normalization(node: NodeAxes) -> None:
     for i in (5, 6):
         if node.has(i):
             unify(node.axes(i)[0], width)
-    node.freeze([width], "normalised")
+    summed = node.node.outputs[2] if node.has_out(2) else None
+    if summed is not None:
+        node.same(node.out(), node.out(2))
+    node.normalised([width], summed)
     node.ignore(0, 1, 7, 8)
 
 
