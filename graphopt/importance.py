@@ -56,7 +56,7 @@ class Normaliser:
 
 
 def normalisers(group: Group) -> list[Normaliser]:
-    """The norms over the group's units, one for each activation of the main graph that is not too wide."""
+    """The norms over the group's units, one for each activation, those too wide for Gram matrices left out."""
     found = [Normaliser(average, group.positions(average)) for average in group.averages]
     return [norm for norm in found if len(norm.units) <= WIDEST]
 
@@ -107,7 +107,10 @@ class Moments:
 def collect_moments(
     model: ir.Model, ctx: PassContext, readers: Iterable[Lowering | Normaliser], *, split: str = "calibration"
 ) -> dict[Source, Moments]:
-    """Moments of what contractions and norms read, by channel. Raises PassError for an activation that is not finite."""
+    """Moments of what contractions and norms read, by channel.
+
+    Raises PassError for an activation that is not finite.
+    """
     sources = {reader.source: reader for reader in readers}
     found: dict[Source, Moments] = {}
     for number, batch in enumerate(ctx.observe(model, list({name for name, _ in sources}), split=split)):

@@ -14,7 +14,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.budget import Footprint, allocate, removal_stops, time_shares
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
-from graphopt.importance import CRITERIA, Curve, Moments, collect_moments, consumers
+from graphopt.importance import CRITERIA, Curve, Moments, collect_moments, consumers, normalisers
 from graphopt.lowering import Lowering, Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
@@ -69,7 +69,8 @@ class Search:
         self.moments: dict[Source, Moments] = {}
         if self.measured:
             readers = [c.lowering for found in self.consumers.values() for c in found]
-            self.moments = collect_moments(view.model, ctx, readers)
+            norms = [norm for group in groups for norm in normalisers(group) if norm.average.value.graph is main]
+            self.moments = collect_moments(view.model, ctx, [*readers, *norms])
         self.curves = [self._curve(group, criterion) for group in groups]
         if self.measured:
             self.curves = self._scaled_by_divergence(self.curves)
@@ -95,8 +96,12 @@ class Search:
         return scaled
 
     def _probe(self, group: Group, units: np.ndarray) -> ir.Model:
-        """The model with one group pruned and its consumers refitted from the moments at hand."""
-        readers = [c for c in self.consumers[group] if c.lowering.refittable]
+        """The model with one group pruned and its consumers refitted from the moments at hand.
+
+        Where norms average over the units, the moments are no longer those of what the consumers read: a norm centres
+        and scales the units that stay anew, which would undo a mean that was folded in. Such a group is only sliced.
+        """
+        readers = [c for c in self.consumers[group] if c.lowering.refittable and not group.lossy]
         columns = self._columns({group.name: units}, [c.lowering for c in readers])
         patches = [
             refit_from_moments(c, self.moments[c.lowering.source], units, columns.get(c.node.name or ""))
