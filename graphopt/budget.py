@@ -56,8 +56,11 @@ def _elements(touches: Mapping[int, Touch]) -> float:
 def time_shares(axes: AxisAnalysis, groups: Sequence[Group], seconds: Mapping[str, float]) -> list[float]:
     """Share of the measured time that scales with each group's size: 1 where every node's work does.
 
-    A node scales with the largest share that the group's units have of any axis it reads or writes.
+    A node scales with the largest share that the group's units have of any axis it reads or writes. What is computed
+    from weights alone takes none: ONNX Runtime does it once, when it opens the model.
     """
+    once = {maker.name for value in axes.facts.constants if (maker := value.producer()) is not None}
+    seconds = {name: time for name, time in seconds.items() if name not in once}
     whole = max(sum(seconds.values()), 1e-12)
     wanted = {find(group.leaf): i for i, group in enumerate(groups)}
     found = [0.0] * len(groups)
