@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,7 @@ import onnx_ir as ir
 from graphopt.errors import PassError
 from graphopt.model import all_graphs as all_graphs
 from graphopt.model import bodies as bodies
-
-
-def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """All nodes of the main graph and of every nested body, outer before inner."""
-    stack = [iter(model.graph)]
-    while stack:
-        node = next(stack[-1], None)
-        if node is None:
-            stack.pop()
-            continue
-        yield node
-        stack.extend(iter(body) for body in reversed(bodies(node)))
+from graphopt.model import walk_nodes as walk_nodes
 
 
 def _remove(graph: ir.Graph, node: ir.Node) -> None:
@@ -43,14 +32,21 @@ class GraphEditor:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self._names: set[str] = set()
-        for graph in all_graphs(model):
-            self._names.update(v.name for v in graph.inputs if v.name)
-            self._names.update(graph.initializers)
-            for node in graph:
-                if node.name:
-                    self._names.add(node.name)
-                self._names.update(v.name for v in node.outputs if v.name)
+        self._taken: set[str] | None = None
+
+    @property
+    def _names(self) -> set[str]:
+        """Every name of every scope; collected when the first fresh one is asked for, which many edits never do."""
+        if self._taken is None:
+            names: set[str | None] = set()
+            for graph in all_graphs(self.model):
+                names.update(value.name for value in graph.inputs)
+                names.update(graph.initializers)
+                for node in graph:
+                    names.add(node.name)
+                    names.update(value.name for value in node.outputs)
+            self._taken = {name for name in names if name}
+        return self._taken
 
     @property
     def graph(self) -> ir.Graph:
@@ -208,7 +204,7 @@ class GraphEditor:
         self.model.functions.clear()
         self.model.functions.update(other.functions)
         self.model.ir_version = other.ir_version
-        self.__init__(self.model)  # type: ignore[misc]
+        self._taken = None
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
     def drop_dead(self) -> int:

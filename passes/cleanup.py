@@ -10,7 +10,7 @@ from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model, model_bytes
+from graphopt.model import all_graphs, model_bytes
 from graphopt.passes.cleaning.batch_norm import fold_batch_norms
 from graphopt.passes.cleaning.dead import drop_dead_code, drop_unused_opsets
 from graphopt.passes.cleaning.fold import fold_constants
@@ -57,17 +57,12 @@ class Cleanup(Pass[CleanupConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Clean a clone; the plan carries it."""
-        cleaning = _Cleaning(clone_model(view.model), self.config)
+        cleaning = _Cleaning(view.clone(), self.config)
         cleaning.run()
         changes = tuple(cleaning.changes())
         if not changes:
             return Plan(notes=("nothing to clean",))
-        return Plan(changes, notes=tuple(cleaning.notes), payload=cleaning.model)
-
-    def apply(self, editor: GraphEditor, plan: Plan) -> None:
-        """Adopt the cleaned clone."""
-        if plan.payload is not None:
-            editor.adopt(plan.payload)
+        return Plan(changes, notes=tuple(cleaning.notes), rewritten=cleaning.model)
 
 
 class _Cleaning:
@@ -158,5 +153,5 @@ class _Effect:
 
 
 def _measure(model: ir.Model) -> tuple[int, int, int]:
-    graphs = list(model.graphs())
+    graphs = list(all_graphs(model))
     return sum(map(len, graphs)), sum(len(graph.initializers) for graph in graphs), model_bytes(model)

@@ -102,13 +102,8 @@ class Fuse(Pass[FuseConfig]):
             tuple(work.declined.values()),
             tuple(notes),
             resolved={"attention": form},
-            payload=work.model,
+            rewritten=work.model,
         )
-
-    def apply(self, editor: GraphEditor, plan: Plan) -> None:
-        """Adopt the rewritten clone."""
-        if plan.payload is not None:
-            editor.adopt(plan.payload)
 
 
 def _rewritten(model: ir.Model, shapes: ShapeTable | None, form: AttentionForm) -> Work:
