@@ -143,7 +143,7 @@ def _additive(scores: np.ndarray) -> Curve:
 
 
 def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
-    """Share of the squared weight norm: the file alone decides (``moments`` is not read).
+    """Share of the squared weight norm, once for each consumer: the file alone decides (``moments`` is not read).
 
     Integer weights count by their codes, less the zero point: their scales mostly run along the other axis.
     """
@@ -160,7 +160,7 @@ def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
         units = group.positions(touch)
         mine = np.bincount(units[units >= 0], weights=squared[units >= 0], minlength=group.size)
         scores += mine / max(mine.sum(), 1e-30)
-    return _additive(scores / max(scores.sum(), 1e-30))
+    return _additive(scores / max(scores.sum(), 1e-30) * max(len(consumers(group)), 1))
 
 
 def _observed(group: Group, moments: Mapping[Source, Moments]) -> list[Consumer]:
