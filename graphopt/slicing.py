@@ -106,12 +106,11 @@ def _axis_masks(expressions: list[Atom] | None, units: Mapping[Atom, np.ndarray]
 
 def _put_back(editor: GraphEditor, value: ir.Value, axis: int, rank: int, kept: np.ndarray) -> None:
     """Readers of ``value``, whose ``axis`` has lost members, see zeros in their places: one is appended, and picked."""
-    readers, node = list(value.uses()), value.producer()
+    node = value.producer()
     assert node is not None
     pads = [0] * (2 * rank)
     pads[rank + axis] = 1
     where = np.where(kept, np.cumsum(kept) - 1, np.count_nonzero(kept))
-    value.shape = None
     places = editor.add_initializer(f"{node.name}/places", where)
     if editor.graph.opset_imports.get("", 13) < 11:
         (longer,) = editor.insert_node("Pad", [value], after=node, attributes={"pads": pads})
@@ -121,8 +120,9 @@ def _put_back(editor: GraphEditor, value: ir.Value, axis: int, rank: int, kept: 
     padding = longer.producer()
     assert padding is not None
     (whole,) = editor.insert_node("Gather", [longer, places], after=padding, attributes={"axis": axis})
-    for use in readers:
-        use.node.replace_input_with(use.idx, whole)
+    editor.replace_uses(value, whole)  # also where a body returns it
+    padding.replace_input_with(0, value)
+    value.shape = None
 
 
 def _checked(removal: Removal) -> dict[Atom, np.ndarray]:
