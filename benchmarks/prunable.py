@@ -143,7 +143,7 @@ def mask_against_slice(model: ir.Model, view: GraphView) -> tuple[float, float]:
     """The largest difference over all groups at once and ``ALONE`` single ones; beside it what masking all does."""
     rng = np.random.default_rng(0)
     groups = [g for g in view.axes.groups if g.sliceable]
-    units = {g.name: rng.choice(g.size, int(rng.integers(1, g.size)), replace=False) for g in groups}
+    units = {g.name: rng.choice(g.size, int(rng.integers(1, g.size - g.least + 1)), replace=False) for g in groups}
     alone = rng.permutation(list(units))[:ALONE]
     removals = [units, *({name: units[name]} for name in alone)] if units else []
     fed = feeds(model)

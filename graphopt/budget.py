@@ -138,7 +138,7 @@ def _slope(curve: Curve, a: int, b: int) -> float:
     return float(curve.damage[b] - curve.damage[a]) / (b - a)
 
 
-def removal_stops(size: int, round_to: int) -> list[int]:
-    """Numbers of units that may go: nothing, or down to a positive multiple of ``round_to``."""
-    multiples = range(round_to * ((size - 1) // round_to), 0, -round_to)
+def removal_stops(size: int, round_to: int, least: int = 1) -> list[int]:
+    """Numbers of units that may go: nothing, or down to a multiple of ``round_to`` that is no less than ``least``."""
+    multiples = range(round_to * ((size - 1) // round_to), max(least, 1) - 1, -round_to)
     return [0, *(size - kept for kept in multiples)]

@@ -25,7 +25,7 @@ Removal = Mapping[Group, np.ndarray]  #: unit numbers to remove, for each group
 def slice_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
     """Remove units from ``editor.model``, which must be the model that ``axes`` was made from, unedited since.
 
-    Raises PassError for a group that is not sliceable, unit numbers out of range, or a group left without any unit.
+    Raises PassError for a group that is not sliceable, unit numbers out of range, or a group left with too few units.
     """
     removed = _checked(removal)
     _slice_weights(editor, axes, removed)
@@ -56,8 +56,8 @@ def _affected(axes: AxisAnalysis, size: SizeOperand, removed: Mapping[Atom, np.n
 def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
     """Set every weight slice of the units to zero, keeping all shapes: the reference for ``slice_units``.
 
-    Integer weights get their zero point; weights that only divide are left alone. Ops that average over the units
-    average over those that stay, and return zero for the others.
+    Integer weights get their zero point; weights that only divide are left alone. Ops that average over the units or
+    pick among them do so over those that stay, and return zero for the others.
     """
     removed = _checked(removal)
     for value, signatures in _masks(axes, removed).items():
@@ -77,7 +77,7 @@ def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> Non
 
 
 def _restrict_statistics(editor: GraphEditor, axes: AxisAnalysis, removed: Mapping[Atom, np.ndarray]) -> None:
-    """Feed ops that average over units with the units that stay, and put zeros back where the others were."""
+    """Feed ops that average over units, or pick among them, with those that stay; the others get zeros back."""
     averaged: dict[ir.Node, dict[Atom, np.ndarray]] = {}
     for statistic in axes.facts.statistics:
         mine = {leaf: removed[leaf] for leaf in leaves(statistic.axis) if leaf in removed}
@@ -133,8 +133,11 @@ def _checked(removal: Removal) -> dict[Atom, np.ndarray]:
             raise PassError(f"group {group.name} cannot be pruned: {group.reasons[0]}")
         if numbers.size and (numbers[0] < 0 or numbers[-1] >= group.size):
             raise PassError(f"group {group.name} has units 0..{group.size - 1}, got {numbers[-1]}")
-        if numbers.size >= group.size:
-            raise PassError(f"group {group.name}: all {group.size} units named; at least one must stay")
+        if numbers.size > group.size - group.least:
+            stay = "one" if group.least == 1 else str(group.least)
+            raise PassError(
+                f"group {group.name}: {numbers.size} of {group.size} units named; at least {stay} must stay"
+            )
         if numbers.size:
             removed[find(group.leaf)] = numbers
     return removed

@@ -1,4 +1,4 @@
-"""Remove heads, neurons, channels and hidden units, under one budget over all layers."""
+"""Remove heads, neurons, channels, experts and hidden units, under one budget over all layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from graphopt.errors import GraphoptError
 from graphopt.passes.pruning.search import Decision, Search, bytes_saved, carry_out
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
-Role = Literal["heads", "neurons", "channels", "units", "hidden"]
+Role = Literal["heads", "neurons", "channels", "units", "experts", "hidden"]
 
 
 class PruneConfig(PassConfig):
     """What to remove, and how to choose it."""
 
-    roles: tuple[Role, ...] = Field(default=("heads", "neurons", "channels", "units"), min_length=1)
+    roles: tuple[Role, ...] = Field(default=("heads", "neurons", "channels", "units", "experts"), min_length=1)
     """Kinds of units; "hidden" (the width that norms average over, which changes the averages) only where named."""
     ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.25
     """Fraction of the prunable parameters to remove; "auto" goes as far as the guard allows."""

@@ -162,7 +162,7 @@ def check_every_group(model: ir.Model, *, seed: int = 0, changes: bool = True) -
 
 
 def _some(group: Group, rng: np.random.Generator) -> list[int]:
-    count = int(rng.integers(1, group.size))
+    count = int(rng.integers(1, group.size - group.least + 1))
     return sorted(rng.choice(group.size, size=count, replace=False).tolist())
 
 

@@ -77,6 +77,7 @@ class Group:
     #: Nothing but normalisations holds it: units can leave where the statistics of those that stay may take their place
     lossy: bool = False
     averages: tuple[Average, ...] = field(default=(), repr=False)
+    least: int = 1  #: units that must stay
 
     @property
     def prunable(self) -> bool:
@@ -262,6 +263,10 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
                 if leaf.static and not leaf.trivial:
                     touches.setdefault(leaf, []).append(Touch(node, index, value, number, axis))
     averages = _averages(facts)
+    least: dict[Atom, int] = {}
+    for statistic in facts.statistics:
+        for leaf in leaves(statistic.axis):
+            least[leaf] = max(least.get(leaf, 1), statistic.least)
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
@@ -278,12 +283,16 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
         if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
+        stay = least.get(leaf, 1)
+        if stay >= leaf.size[0]:
+            reasons.append(f"all of its {leaf.size[0]} members are picked at once")
         number = counts.get(role, 0)
         counts[role] = number + 1
         held = (*reasons, *leaf.statistics)
         lossy = bool(held) and not reasons
         averaged = tuple(averages.get(leaf, ()))
-        yield Group(f"{role}.{number}", role, leaf.size[0], leaf, tuple(found), parameters, held, lossy, averaged)
+        name = f"{role}.{number}"
+        yield Group(name, role, leaf.size[0], leaf, tuple(found), parameters, held, lossy, averaged, stay)
 
 
 def _averages(facts: Facts) -> dict[Atom, list[Average]]:

@@ -58,7 +58,7 @@ class Search:
         self.consumers = {g: [c for c in consumers(g) if c.node.graph is main] for g in groups}
         self.order = {node.name: i for i, node in enumerate(view.model.graph)}
         self.footprint = Footprint(groups)
-        self.stops = [removal_stops(g.size, round_to or default_step(g)) for g in groups]
+        self.stops = [removal_stops(g.size, round_to or default_step(g), g.least) for g in groups]
         if criterion == "auto":
             criterion = "reconstruction" if self.measured else "magnitude"
         if not self.measured:
@@ -89,7 +89,7 @@ class Search:
         scaled = []
         with self.ctx.progress("probe groups", len(curves)) as bar:
             for group, curve in zip(self.groups, curves, strict=True):
-                count = max(1, int(PROBED * group.size))
+                count = min(max(1, int(PROBED * group.size)), group.size - group.least)
                 (divergence,) = self.ctx.divergences([self._probe(group, curve.order[:count])], limit=PROBE_SAMPLES)
                 scaled.append(curve.scaled(max(divergence, 0.0) / max(curve.damage[count], 1e-12)))
                 bar.advance()
@@ -150,12 +150,13 @@ class Search:
         return {g.name: n for g, n in zip(self.groups, counts, strict=True) if n}, self._take(counts)
 
     def repeat(self, counts: Counts) -> Decision:
-        """The decision for given counts. Raises PassError for a group that is not there or would lose all its units."""
+        """The decision for given counts. Raises PassError for a group that is not there or cannot lose so many."""
         sizes = {group.name: group.size for group in self.groups}
+        least = {group.name: group.least for group in self.groups}
         for name, count in counts.items():
             if name not in sizes:
                 raise PassError(f"counts: no prunable group {name!r} here; there are: {', '.join(sizes)}")
-            if count >= sizes[name]:
+            if count > sizes[name] - least[name]:
                 raise PassError(f"counts: {name} has {sizes[name]} units, {count} cannot go; name fewer")
         return self._take([counts.get(group.name, 0) for group in self.groups])
 

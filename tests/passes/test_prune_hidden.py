@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.analysis.view import GraphView
+from graphopt.errors import PassError
 from graphopt.passes.prune import Prune
 from graphopt.slicing import mask_units, slice_units
 from tests.axis_models import analyse, distance, feeds, outputs, parameters, rebuilt, text_model
@@ -132,3 +133,15 @@ def test_groups_say_what_they_are():
     assert len(hidden.averages) == 3
     assert GraphView(language_model()).axes.by_role("neurons", lossy=True)
     assert np.all(hidden.positions(hidden.averages[0]) == np.arange(WIDTH))
+
+
+def test_experts_go_while_enough_stay():
+    body = """r = MatMul (x, G)
+        m = com.microsoft.MoE <k = 2> (x, r, F1, , F2)
+        y = MatMul (m, V)"""
+    model = text_model("(float[T,8] x) => (float[T,8] y)", "G[8,6] F1[6,4,8] F2[6,8,4] V[8,8]", body, scale=2)
+    plan, pruned = run(Prune(ratio=0.95, roles=("experts",)), model)
+    assert removed(plan) == {"experts.0": 4}
+    assert [pruned.graph.initializers[n].shape[0] for n in ("F1", "F2")] == [2, 2]
+    with pytest.raises(PassError, match="6 units, 5 cannot go"):
+        run(Prune(counts={"experts.0": 5}), model)

@@ -80,11 +80,12 @@ class Summed:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """``node`` takes a mean (and a variance) over ``axis``, of the members that there are."""
+    """``node`` takes something over ``axis`` (a mean and a variance, a softmax), of the members that there are."""
 
     node: ir.Node
     axis: Atom
-    scaled: ir.Value | None  #: the activation whose mean square is divided by, where there is one
+    scaled: ir.Value | None = None  #: the activation whose mean square is divided by, where there is one
+    least: int = 1  #: members that there must be
 
 
 @dataclass(slots=True)
@@ -223,6 +224,10 @@ class NodeAxes:
             return
         freeze(real[0], f"{why} by {self.label}", statistic=True)
         self.facts.statistics.append(Statistic(self.node, real[0], scaled))
+
+    def competing(self, axis: Atom, least: int) -> None:
+        """Members have scores, of which minus infinity has no effect: each can leave as long as ``least`` stay."""
+        self.facts.statistics.append(Statistic(self.node, axis, least=least))
 
     def ignore(self, *indices: int) -> None:
         """These inputs carry no axes worth relating (shape operands, scalars)."""
