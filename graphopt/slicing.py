@@ -91,11 +91,26 @@ def _restrict_statistics(editor: GraphEditor, axes: AxisAnalysis, removed: Mappi
                 inputs = [node.inputs[index], editor.add_initializer(f"{node.name}/kept", np.flatnonzero(mask))]
                 (picked,) = editor.insert_node("Gather", inputs, before=node, attributes={"axis": axis})
                 node.replace_input_with(index, picked)
+    for statistic in found.statistics:
+        if statistic.numbers is not None and statistic.node in averaged:
+            _renumber(editor, statistic.numbers, np.flatnonzero(keep_mask(statistic.axis, averaged[statistic.node])))
     for node, units in averaged.items():
         for value in node.outputs:
             expressions = found.outputs.get(value)
             for axis, mask in _axis_masks(expressions, units):
                 _put_back(editor, value, axis, len(expressions or ()), mask)
+
+
+def _renumber(editor: GraphEditor, value: ir.Value, kept: np.ndarray) -> None:
+    """Readers of ``value``, which numbers the members that stay, see the numbers that they have among all."""
+    node = value.producer()
+    assert node is not None
+    names = editor.add_initializer(f"{node.name}/numbers", kept)
+    (named,) = editor.insert_node("Gather", [names, value], after=node, attributes={"axis": 0})
+    editor.replace_uses(value, named)
+    gather = named.producer()
+    assert gather is not None
+    gather.replace_input_with(1, value)
 
 
 def _axis_masks(expressions: list[Atom] | None, units: Mapping[Atom, np.ndarray]) -> list[tuple[int, np.ndarray]]:

@@ -26,9 +26,9 @@ from graphopt.editing import bodies, walk_nodes
 #: First matching event decides the role; without any, the class is a plain width.
 ROLES: tuple[tuple[Event, str], ...] = (
     (Event.HEADS, "heads"),
+    (Event.EXPERTS, "experts"),
     (Event.SCORES, "query-key"),
     (Event.CONTEXT, "value"),
-    (Event.EXPERTS, "experts"),
     (Event.NORMALIZED, "hidden"),
     (Event.CONVOLVED, "channels"),
     (Event.FILTERED, "channels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graphopt.errors import PassError
@@ -110,25 +111,72 @@ def test_quantized_experts():
     assert summary(axes) == [("experts", 4, ("G.1", "Q1.0", "Q2.0", "s1.0", "s2.0"))]
 
 
-def test_experts_written_out():
-    """Every expert runs on every token; a softmax over the best two weighs them."""
-    body = """g = MatMul(x, G)
-        best, which = TopK <axis = -1> (g, two)
-        p = Softmax <axis = -1> (best)
-        none = ConstantOfShape <value = float[1] {0}> (gshape)
-        gates = ScatterElements <axis = -1> (none, which, p)
-        gshape = Shape(g)
-        h = MatMul(x, W1)
-        a = Relu(h)
-        o = MatMul(a, W2)
-        t = Transpose <perm = [1, 2, 0]> (o)
-        u = Unsqueeze(gates, last)
-        s = MatMul(t, u)
-        y = Squeeze(s, last)"""
-    lines = [line.strip() for line in body.splitlines()]
-    lines.insert(3, lines.pop(5))
-    model = text_model(HIDDEN, "G[8,4] W1[4,8,6] W2[4,6,8]", "\n".join(lines), ints="two = 2; last = -1")
+#: Every expert runs on every token; a softmax over the best two weighs them.
+SCATTERED = """g = MatMul(x, G)
+    best, which = TopK <axis = -1> (g, two)
+    p = Softmax <axis = -1> (best)
+    gshape = Shape(g)
+    none = ConstantOfShape <value = float[1] {0}> (gshape)
+    gates = ScatterElements <axis = -1> (none, which, p)
+    h = MatMul(x, W1)
+    a = Relu(h)
+    o = MatMul(a, W2)
+    t = Transpose <perm = [1, 2, 0]> (o)
+    u = Unsqueeze(gates, last)
+    s = MatMul(t, u)
+    y = Squeeze(s, last)"""
+#: Each token gathers the matrices of its best two experts, which a softmax over all has ranked.
+GATHERED = """g = MatMul(x, G)
+    p = Softmax <axis = -1> (g)
+    best, which = TopK <axis = -1> (p, two)
+    total = ReduceSum <keepdims = 1> (best, last)
+    w = Div(best, total)
+    A = Gather <axis = 0> (W1, which)
+    B = Gather <axis = 0> (W2, which)
+    xs = Unsqueeze(x, both)
+    h = MatMul(xs, A)
+    a = Relu(h)
+    o = MatMul(a, B)
+    wu = Unsqueeze(w, ends)
+    y3 = Mul(o, wu)
+    y2 = ReduceSum <keepdims = 0> (y3, both)
+    y = Identity(y2)"""
+WRITTEN = "G[8,5] W1[5,8,6] W2[5,6,8]"
+
+
+def written_out(text: str, *, signature: str = HIDDEN, more: str = "") -> ir.Model:
+    return text_model(signature, WRITTEN + more, text, ints="two = 2; last = -1; both = 1 2; ends = 2 3", scale=2)
+
+
+@pytest.mark.parametrize("text", [SCATTERED, GATHERED], ids=["scattered", "gathered"])
+def test_experts_written_out(text):
+    model, gone = written_out(text), [1, 4]
     axes = check_every_group(model)
-    assert summary(axes) == [("neurons", 6, ("W1.2", "W2.1"))]
-    assert any("sorted by TopK" in r for r in frozen(axes, "G.1"))
-    assert any("indexed by ScatterElements" in r for r in frozen(axes, "W1.0"))
+    (experts,) = axes.by_role("experts")
+    assert (experts.size, experts.least) == (5, 2)
+    assert {t.name for t in experts.touches} == {"G", "W1", "W2"}
+    assert ("neurons", 6, ("W1.2", "W2.1")) in summary(axes)
+    name = experts.name
+    sliced = check_removal(model, {name: gone})
+    masked = written_out(text.replace("g = MatMul(x, G)", "g0 = MatMul(x, G)\n g = Add(g0, keep)"), more=" keep[5]")
+    set_tensor(masked, "keep", np.array([0, -np.inf, 0, 0, -np.inf], np.float32))
+    fed = feeds(model)
+    assert distance(outputs(masked, fed), outputs(sliced, fed)) <= 1e-5, "as if their logits were minus infinity"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"text": GATHERED.replace("ReduceSum <keepdims = 1> (best", "ReduceMax <keepdims = 1> (p")}, "normalised by"),
+        ({"text": SCATTERED.replace("TopK <axis = -1>", "TopK <axis = -1, largest = 0>")}, "sorted by TopK"),
+        ({"text": SCATTERED + "\nnumbers = Identity (which)"}, "sorted by TopK"),
+        ({"text": SCATTERED.replace("(none, which, p)", "(none, other, p)\n").replace(
+            "p = Softmax", "other = Mod (which, two)\n p = Softmax")}, "sorted by TopK"),
+    ],
+    ids=["read after a softmax of others", "the worst", "numbers that leave", "numbers that are computed with"],
+)  # fmt: skip
+def test_experts_written_out_that_stay(change, reason):
+    signature = HIDDEN[:-1] + ", int64[T,2] numbers)" if "numbers =" in change["text"] else HIDDEN
+    axes = analyse(written_out(**change, signature=signature))
+    assert not axes.by_role("experts")
+    assert any(reason in told for told in frozen(axes, "G.1"))

@@ -25,6 +25,10 @@ def ops(names: str) -> frozenset[str]:
 ROW_KEEPING = frozenset({"Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Where"})
 
 
+#: What numbers of members pass through on their way to a Gather, unchanged.
+SHAPES_NUMBERS = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
 class Event(enum.StrEnum):
     """What happens to an axis at a node; decides the role of a group."""
 
@@ -86,6 +90,7 @@ class Statistic:
     axis: Atom
     scaled: ir.Value | None = None  #: the activation whose mean square is divided by, where there is one
     least: int = 1  #: members that there must be
+    numbers: ir.Value | None = None  #: an output that holds numbers of members
 
 
 @dataclass(slots=True)
@@ -99,6 +104,8 @@ class Facts:
     sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
     sources: dict[SizeOperand, frozenset[Atom]] = field(default_factory=dict)  #: axes a computed size is read from
     summed: list[Summed] = field(default_factory=list)
+    numbers: dict[ir.Value, Atom] = field(default_factory=dict)  #: indices, and the axis whose members they number
+    picked: set[ir.Value] = field(default_factory=set)  #: weights that were picked by numbers, for each token its own
     statistics: list[Statistic] = field(default_factory=list)
     events: list[tuple[Event, Atom, ir.Node]] = field(default_factory=list)
     constants: set[ir.Value] = field(default_factory=set)  #: values computed from initializers alone
@@ -182,6 +189,14 @@ class NodeAxes:
         """Whether the input is computed from initializers alone."""
         return self.has(index) and self.value(index) in self.facts.constants
 
+    def holds_weights(self, index: int) -> bool:
+        """Whether the input is a weight, or weights that were picked for each token."""
+        value: ir.Value | None = self.value(index)
+        while value is not None and value not in self.facts.picked:
+            maker = value.producer()
+            value = maker.inputs[0] if maker is not None and maker.op_type in SHAPES_NUMBERS else None
+        return value is not None or self.is_weight(index)
+
     def averages(self) -> bool:
         """Whether the first operand holds attention probabilities: a Softmax reaches it through ops that keep rows."""
         frontier = self.node.inputs[:1]
@@ -225,9 +240,22 @@ class NodeAxes:
         freeze(real[0], f"{why} by {self.label}", statistic=True)
         self.facts.statistics.append(Statistic(self.node, real[0], scaled))
 
-    def competing(self, axis: Atom, least: int) -> None:
-        """Members have scores, of which minus infinity has no effect: each can leave as long as ``least`` stay."""
-        self.facts.statistics.append(Statistic(self.node, axis, least=least))
+    def competing(self, axis: Atom, least: int = 1, numbers: ir.Value | None = None) -> None:
+        """Members have scores, of which minus infinity has no effect: each can leave as long as ``least`` stay.
+
+        ``numbers`` is the output that tells which were picked; nothing but ``numbered`` may read it.
+        """
+        self.facts.statistics.append(Statistic(self.node, axis, least=least, numbers=numbers))
+        if numbers is not None:
+            self.facts.numbers[numbers] = axis
+
+    def numbered(self, index: int) -> Atom | None:
+        """The axis whose members an input numbers, if they were picked by scores and have only changed their shape."""
+        value: ir.Value | None = self.value(index)
+        while value is not None and value not in self.facts.numbers:
+            maker = value.producer()
+            value = maker.inputs[0] if maker is not None and maker.op_type in SHAPES_NUMBERS else None
+        return self.facts.numbers[value] if value is not None else None
 
     def ignore(self, *indices: int) -> None:
         """These inputs carry no axes worth relating (shape operands, scalars)."""

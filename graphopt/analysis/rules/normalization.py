@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import onnx_ir as ir
+
 from graphopt.analysis.atoms import Atom, unify
 from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
 
@@ -16,9 +18,24 @@ def softmax(node: NodeAxes) -> None:
     axis = node.attr("axis", 1 if old else -1) % len(axes)
     mixed = axes[axis:] if old else [axes[axis]]
     node.same(axes, node.out())
-    node.freeze(mixed, "normalised")
+    if len(mixed) == 1 and mixed[0].static and _only_ranked(node, axis):
+        node.competing(mixed[0])
+    else:
+        node.freeze(mixed, "normalised")
     if axis == len(axes) - 1:  # [..., heads, queries, keys]
         node.event(Event.HEADS, axes[:-2])
+
+
+def _only_ranked(node: NodeAxes, axis: int) -> bool:
+    """Whether nothing but TopK reads the result, along the same axis: what routers do with their logits."""
+    uses = [use.node for use in node.node.outputs[0].uses()]
+    rank = len(node.out())
+    ranked = all(reader.op_type == "TopK" and _attribute(reader, "axis", -1) % rank == axis for reader in uses)
+    return bool(uses) and ranked and node.node.op_type == "Softmax" and not node.node.outputs[0].is_graph_output()
+
+
+def _attribute(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 @rule("BiasSoftmax", domain=MICROSOFT)
