@@ -226,6 +226,10 @@ class _Builder:
             attributes["wanted"] = tuple(bool(v.name) and (bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
         if "simulated" in rule.special:
             attributes["simulated"] = node.outputs[0] in self.conversion.simulated
+        if "zero_type" in rule.special:
+            place = rule.inputs.index("zero")
+            zero = node.inputs[place] if place < len(node.inputs) else None
+            attributes["zero_type"] = zero.dtype if zero is not None else None
         return attributes
 
     def _body(self, graph: ir.Graph, carrying: bool, places: dict[int, int], first: int) -> Body:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 MICROSOFT = "com.microsoft"
 #: Keyword parameters of a rule that are no attributes: see ``op``.
-_SPECIAL = ("version", "wanted", "simulated")
+_SPECIAL = ("version", "wanted", "simulated", "zero_type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def op(
     host: str = "",
     ignored: str = "",
     inputs: int | None = None,
+    attributes: str = "",
     differentiable: bool = True,
     foldable: bool = True,
     measures: bool = False,
@@ -62,15 +63,17 @@ def op(
 
     ``host`` names the positional parameters to be given as Python numbers, ``ignored`` attributes without effect here.
     ``inputs`` states the number of positional parameters of a builtin whose signature cannot be read. A first parameter
-    called ``ctx`` receives the ``Context``; the keyword parameters ``version`` (opset of the operator's domain) and
-    ``wanted`` (which outputs the node has, as a tuple of bools) and ``simulated`` (whether integers are to be carried
-    in floats, with a gradient) are filled in, the others are attributes.
+    called ``ctx`` receives the ``Context``. Keyword parameters are attributes, but for some that are filled in:
+    ``version`` (opset of the operator's domain), ``wanted`` (which outputs the node has, as a tuple of bools),
+    ``simulated`` (whether integers are to be carried in floats, with a gradient), ``zero_type`` (element type of the
+    input called ``zero``). ``attributes`` names those that a ``**`` parameter takes.
 
     A function of one output returns it; one of several returns a tuple, of which what a node does not name is dropped.
     """
 
     def enter(function: Function) -> Function:
         facts = _facts(function) if inputs is None else {"inputs": tuple(f"x{i}" for i in range(inputs))}
+        facts["attributes"] = facts.get("attributes", frozenset()) | frozenset(attributes.split())
         for name in names.split():
             rule = Op(
                 domain,

@@ -391,3 +391,38 @@ def _with_sink(
     extra = extra.reshape(1, -1, 1, 1).expand(*raw.shape[:3], 1)
     weights = torch.softmax(torch.cat((raw, extra), -1), -1)[..., :-1]
     return weights @ _for_heads(v, q.shape[1])
+
+
+@op("LinearAttention", ignored="chunk_size")
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past: Tensor | None = None,
+    decay: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    q_num_heads: int,
+    kv_num_heads: int,
+    scale: float = 0.0,
+    update_rule: str = "gated_delta",
+) -> tuple[Tensor, Tensor]:
+    """One state ``[B, G, K, V]`` that every token reads and writes, token by token."""
+    q, k, v = _split(query, q_num_heads), _split(key, kv_num_heads), _split(value, kv_num_heads)
+    factor = scale or q.shape[-1] ** -0.5
+    state = past
+    if state is None:
+        state = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=q.dtype, device=q.device)
+    fades = None if decay is None else torch.exp(_split(decay, kv_num_heads)).unsqueeze(-1)
+    rates = None if beta is None else beta.transpose(1, 2)[..., None]
+    made = []
+    for step in range(q.shape[2]):
+        if fades is not None and update_rule in ("gated", "gated_delta"):
+            state = state * fades[:, :, step]
+        new = v[:, :, step]
+        if rates is not None and update_rule in ("delta", "gated_delta"):
+            new = rates[:, :, step] * (new - (state.transpose(-1, -2) @ k[:, :, step, :, None]).squeeze(-1))
+        state = state + k[:, :, step, :, None] * new[..., None, :]
+        read = q[:, :, step, None, :] @ _for_heads(state, q.shape[1])
+        made.append(read.squeeze(-2) * factor)
+    return _merge(torch.stack(made, 2)), state
