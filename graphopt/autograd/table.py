@@ -72,8 +72,8 @@ def op(
     """
 
     def enter(function: Function) -> Function:
-        facts = _facts(function) if inputs is None else {"inputs": tuple(f"x{i}" for i in range(inputs))}
-        facts["attributes"] = facts.get("attributes", frozenset()) | frozenset(attributes.split())
+        facts = _facts(function) if inputs is None else _builtin(inputs)
+        facts["attributes"] |= frozenset(attributes.split())
         for name in names.split():
             rule = Op(
                 domain,
@@ -111,6 +111,10 @@ def _facts(function: Callable[..., Any]) -> dict[str, Any]:
         "required": frozenset(p.name for p in keywords if p.default is p.empty and p.name not in _SPECIAL),
         "special": frozenset(p.name for p in keywords if p.name in _SPECIAL),
     }
+
+
+def _builtin(count: int) -> dict[str, Any]:
+    return {"inputs": tuple(f"x{i}" for i in range(count)), "attributes": frozenset()}
 
 
 def elementwise(functions: Mapping[str, Callable[..., Any]], *, inputs: int = 1, differentiable: bool = True) -> None:

@@ -41,8 +41,8 @@ def probabilities(raw: Tensor, bias: Tensor | None, dtype: torch.dtype | None = 
         return torch.softmax(raw, -1, dtype=dtype).to(raw.dtype), raw
     added = additive(bias, raw.dtype)
     biased = raw + added
-    made = torch.softmax(biased, -1, dtype=dtype).to(raw.dtype)
-    empty = torch.isneginf(added).all(-1, keepdim=True)
+    empty = torch.isneginf(added).all(-1, keepdim=True)  # kept out of the softmax, where they would be no numbers
+    made = torch.softmax(torch.where(empty, raw, biased), -1, dtype=dtype).to(raw.dtype)
     return torch.where(empty, torch.zeros((), dtype=made.dtype, device=made.device), made), biased
 
 

@@ -89,9 +89,7 @@ def fused_convolution(
     strides: Sequence[int] | None = None,
 ) -> Tensor:
     """Convolution, an addition, an activation."""
-    made = convolution(
-        x, weight, bias, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides
-    )
+    made = convolution(x, weight, bias, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
     made = made if added is None else made + added
     return activated(made, activation, tuple(activation_params))
 
@@ -116,9 +114,7 @@ def transposed_convolution(
     rank = weight.ndim - 2
     steps, holes = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
     extra = list(output_padding or (0,) * rank)
-    whole = [
-        steps[i] * (x.shape[2 + i] - 1) + extra[i] + (weight.shape[2 + i] - 1) * holes[i] + 1 for i in range(rank)
-    ]
+    whole = [steps[i] * (x.shape[2 + i] - 1) + extra[i] + (weight.shape[2 + i] - 1) * holes[i] + 1 for i in range(rank)]
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         sizes = list(output_shape[-rank:]) if output_shape else [x.shape[2 + i] * steps[i] for i in range(rank)]
         totals = [whole[i] - sizes[i] for i in range(rank)]

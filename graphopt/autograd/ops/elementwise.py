@@ -263,9 +263,7 @@ def cast(ctx: Context, x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
 
 
 @op("CastLike", ignored="round_mode")
-def cast_like(
-    x: Tensor, like: Tensor, *, types: tuple[ir.DataType | None, ...], saturate: int = 1
-) -> Tensor:
+def cast_like(x: Tensor, like: Tensor, *, types: tuple[ir.DataType | None, ...], saturate: int = 1) -> Tensor:
     """In the type of ``like``."""
     return _packed(_converted(x, like.dtype, saturate), types[1] or ir.DataType.UNDEFINED)
 

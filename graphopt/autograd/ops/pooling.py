@@ -88,7 +88,9 @@ class _Pool:
         for i, size in enumerate(self.sizes):
             reach = (self.counts[i] - 1) * self.steps[i] + self.holes[i] * (self.kernel[i] - 1) + 1
             after[i] = max(after[i], reach - size - before[i])
-        return _windows(padded(x, before, after, filling).contiguous(), self.kernel, self.steps, self.holes, self.counts)
+        return _windows(
+            padded(x, before, after, filling).contiguous(), self.kernel, self.steps, self.holes, self.counts
+        )
 
 
 @op("MaxPool")
@@ -117,8 +119,10 @@ def max_pool(
     places = torch.arange(x.numel(), device=x.device).reshape(x.shape)
     if storage_order:
         n, c = x.shape[:2]
-        columns = torch.arange(math.prod(pool.sizes), device=x.device).reshape(pool.sizes[::-1]).permute(
-            *reversed(range(len(pool.sizes)))
+        columns = (
+            torch.arange(math.prod(pool.sizes), device=x.device)
+            .reshape(pool.sizes[::-1])
+            .permute(*reversed(range(len(pool.sizes))))
         )
         firsts = torch.arange(n * c, device=x.device).reshape(n, c, *[1] * len(pool.sizes)) * math.prod(pool.sizes)
         places = firsts + columns
@@ -167,7 +171,8 @@ def lp_pool(
 ) -> Tensor:
     """The p-norm of each window."""
     pool = _Pool(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
-    return torch.linalg.vector_norm(pool.windows(x, 0.0).flatten(2 + len(pool.kernel)), p, -1)
+    made: Tensor = torch.linalg.vector_norm(pool.windows(x, 0.0).flatten(2 + len(pool.kernel)), p, -1)
+    return made
 
 
 def _everywhere(x: Tensor) -> tuple[int, ...]:
@@ -206,9 +211,7 @@ def max_unpool(
     """Zeros, and each element back where MaxPool found it (in a tensor of the inferred size)."""
     rank = len(kernel_shape)
     steps, edges = strides or (1,) * rank, pads or (0,) * (2 * rank)
-    inferred = [
-        (x.shape[2 + i] - 1) * steps[i] - edges[i] - edges[rank + i] + kernel_shape[i] for i in range(rank)
-    ]
+    inferred = [(x.shape[2 + i] - 1) * steps[i] - edges[i] - edges[rank + i] + kernel_shape[i] for i in range(rank)]
     target = list(x.shape[:2]) + inferred
     if sizes is not None and list(sizes) != target:
         coordinates = torch.unravel_index(places.reshape(-1), target)

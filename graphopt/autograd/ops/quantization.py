@@ -43,7 +43,7 @@ class _Rounded(torch.autograd.Function):
         return x.round()
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
