@@ -296,7 +296,13 @@ class _Builder:
             self.constants,
             named,
             tuple(self.captured),
+            self._scalars(),
+            {slot: _weight_shape(value) for value, slot in self.conversion.weights.items()} if self.outer is None else {},
         )
+
+    def _scalars(self) -> dict[int, Tensor]:
+        slots = ((slot, self.conversion.known.get(value)) for value, slot in self._device.items())
+        return {slot: value for slot, value in slots if isinstance(value, Tensor) and value.numel() == 1}
 
     def _primary_slots(self) -> Iterator[tuple[ir.Value, int]]:
         """Every value of this graph with the slot that the node which makes it fills."""
@@ -308,6 +314,10 @@ class _Builder:
                 yield value, self._device[value]
             elif value in self.conversion.known:
                 yield value, self.host_slot(value)
+
+
+def _weight_shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(value.shape.numpy()) if value.shape is not None else ()
 
 
 def _send(ctx: Context, value: Any) -> Any:

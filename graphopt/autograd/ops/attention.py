@@ -255,7 +255,7 @@ def packed_attention(
     """``x [B, S, D]`` and weights ``[D, q + k + v]`` -> ``[B, S, v]``; present ``[2, B, H, L, d]``."""
     if do_rotary or past_present_share_buffer:
         raise NotImplementedError("rotary positions or a shared buffer inside Attention")
-    packed = x @ weight if bias is None else x @ weight + bias
+    packed = F.linear(x, weight.T, bias)
     sizes = list(qkv_hidden_sizes) if qkv_hidden_sizes else [packed.shape[-1] // 3] * 3
     q, k, v = (_split(part, num_heads) for part in torch.split(packed, sizes, -1))
     if past is not None:
