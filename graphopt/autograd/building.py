@@ -18,7 +18,7 @@ from graphopt.autograd.program import ABSENT, CONTEXT, FIRST_FREE, HOST_CONTEXT,
 from graphopt.autograd.rules import find_op
 from graphopt.autograd.simulation import simulated_values
 from graphopt.autograd.table import Op
-from graphopt.autograd.types import Context, from_tensor, is_float
+from graphopt.autograd.types import Context, from_tensor, is_carried, is_float
 from graphopt.errors import ModelError
 from graphopt.model import bodies
 
@@ -171,6 +171,8 @@ class _Builder:
         inner = list(_taken_from_outside(node))
         carrying = any(value in self.conversion.carrying for value in (*present, *inner))
         rule = find_op(node.domain, node.op_type, self.conversion.version(node.domain))
+        if rule is not None and not _is_carried(node):
+            rule = None
         problem = _mismatch(rule, node) if rule is not None else "has no torch rule"
         if rule is None or problem is not None:
             self._add_frozen(node, label, carrying, problem or "")
@@ -226,10 +228,8 @@ class _Builder:
             attributes["wanted"] = tuple(bool(v.name) and (bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
         if "simulated" in rule.special:
             attributes["simulated"] = node.outputs[0] in self.conversion.simulated
-        if "zero_type" in rule.special:
-            place = rule.inputs.index("zero")
-            zero = node.inputs[place] if place < len(node.inputs) else None
-            attributes["zero_type"] = zero.dtype if zero is not None else None
+        if "types" in rule.special:
+            attributes["types"] = tuple(value.dtype if value is not None else None for value in node.inputs)
         return attributes
 
     def _body(self, graph: ir.Graph, carrying: bool, places: dict[int, int], first: int) -> Body:
@@ -296,7 +296,13 @@ class _Builder:
             self.constants,
             named,
             tuple(self.captured),
+            self._scalars(),
+            {slot: _weight_shape(value) for value, slot in self.conversion.weights.items()} if self.outer is None else {},
         )
+
+    def _scalars(self) -> dict[int, Tensor]:
+        slots = ((slot, self.conversion.known.get(value)) for value, slot in self._device.items())
+        return {slot: value for slot, value in slots if isinstance(value, Tensor) and value.numel() == 1}
 
     def _primary_slots(self) -> Iterator[tuple[ir.Value, int]]:
         """Every value of this graph with the slot that the node which makes it fills."""
@@ -308,6 +314,10 @@ class _Builder:
                 yield value, self._device[value]
             elif value in self.conversion.known:
                 yield value, self.host_slot(value)
+
+
+def _weight_shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(value.shape.numpy()) if value.shape is not None else ()
 
 
 def _send(ctx: Context, value: Any) -> Any:
@@ -327,6 +337,13 @@ def _mismatch(rule: Op, node: ir.Node) -> str | None:
         return f"has an attribute that its torch rule does not know: {unknown[0]}"
     missing = [name for name in rule.required if name not in node.attributes]
     return f"lacks its attribute {missing[0]}" if missing else None
+
+
+def _is_carried(node: ir.Node) -> bool:
+    """Whether torch has all types that the node is known to read and write; it has no strings, for one."""
+    values = (*(value for value in node.inputs if value is not None), *node.outputs)
+    named = (node.attributes[name].value for name in ("to", "dtype", "output_dtype") if name in node.attributes)
+    return all(is_carried(value.dtype) for value in values) and all(is_carried(kind) for kind in named if kind)
 
 
 def _attribute(attr: ir.Attr) -> Any:

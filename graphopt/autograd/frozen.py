@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graphopt.autograd.types import Context, from_array, to_array
-from graphopt.errors import ModelError
+from graphopt.errors import ModelError, UsageError
 from graphopt.runtime.session import Session
 
 _IR_VERSION = 10
@@ -39,7 +39,10 @@ class FrozenNode:
         kinds = tuple((name, _kind(value)) for name, value in feed.items())
         if kinds not in self._sessions:
             self._sessions[kinds] = self._session(kinds)
-        found = self._sessions[kinds].run(feed)
+        try:
+            found = self._sessions[kinds].run(feed)
+        except UsageError as error:
+            raise ModelError(f"{self.label} has no torch rule, and ONNX Runtime refuses it: {error}") from error
         results = tuple(_received(found[name], ctx) if name in found else None for name in self._result_names())
         return results if len(results) > 1 else results[0]
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from graphopt.autograd.frozen import FrozenNode
 from graphopt.autograd.peephole import faster
 from graphopt.autograd.program import CONTEXT, HOST_CONTEXT, Program, Schedule, execute
 from graphopt.autograd.types import Context, exact, from_array, is_float
@@ -71,6 +72,11 @@ class OnnxModule(nn.Module):
     def value_names(self) -> list[str]:
         """Every value that can be returned or replaced: inputs, weights, and what the nodes make."""
         return list(self._program.named)
+
+    @property
+    def frozen_nodes(self) -> list[str]:
+        """Nodes of the main graph that run in ONNX Runtime, because their operator has no torch rule."""
+        return [step.label for step in self._program.steps if isinstance(step.call, FrozenNode)]
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The trained parameters by the names of their initializers; tied initializers map to one parameter."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.autograd.rules import find_op
 from graphopt.autograd.types import is_float
 from graphopt.editing import walk_nodes
 from graphopt.errors import UsageError
@@ -45,6 +46,7 @@ _WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
     "SkipLayerNormalization": (2, 3, 4),
     "SkipSimplifiedLayerNormalization": (2, 3),
 }
+_NEWEST = 1 << 30
 #: Operators under which a weight is still the same weight.
 _MOVING = frozenset(
     [
@@ -127,17 +129,26 @@ def default_trainable(model: ir.Model) -> set[str]:
     depends: set[ir.Value] = set()  # activations that depend on a trained weight
     for node in walk_nodes(model):
         views = [weights.get(value, frozenset()) if value is not None else frozenset() for value in node.inputs]
-        if node.op_type in _MOVING and views and views[0]:
-            seen = frozenset().union(*views) if node.op_type == "Concat" else views[0]
-            weights.update(dict.fromkeys(node.outputs, seen))
+        if _is_view(node, views):
+            weights.update(dict.fromkeys(node.outputs, frozenset().union(*views)))
             continue
         found: set[ir.Value] = set()
         for index in _weight_inputs(node, views, depends):
             found |= views[index]
         trained |= found
+        rule = find_op(node.domain, node.op_type, _NEWEST)
+        if rule is not None and not rule.differentiable:  # shapes and comparisons carry no gradient on
+            continue
         if found or any(value in depends or views[i] & trained for i, value in enumerate(node.inputs)):
             depends.update(node.outputs)
     return {value.name for value in trained if value.name}
+
+
+def _is_view(node: ir.Node, views: list[frozenset[ir.Value]]) -> bool:
+    """Whether the output is nothing but weights in another form; Concat may put them beside activations."""
+    if node.op_type == "Concat":
+        return all(views)
+    return node.op_type in _MOVING and bool(views) and bool(views[0])
 
 
 def _weight_inputs(node: ir.Node, views: list[frozenset[ir.Value]], depends: set[ir.Value]) -> Iterator[int]:
@@ -146,11 +157,12 @@ def _weight_inputs(node: ir.Node, views: list[frozenset[ir.Value]], depends: set
     if not present:
         return
     if node.op_type == "MatMul":
-        yield from (index for index in present if _contracted(node, index) > 1)
-    elif node.op_type == "Gather":
-        if 0 in present and not _rotates(node.outputs[0]):
+        if not _readers(node.outputs[0]) <= {"Cos", "Sin"}:  # else the frequencies of rotary positions
+            yield from present
+    elif node.op_type in ("Gather", "GatherND"):
+        if 0 in present and not _readers(node.outputs[0]) <= {"Mul"}:  # else cosines and sines of positions
             yield 0
-    elif node.op_type in _COMBINING:
+    elif node.op_type in _COMBINING or node.op_type == "Concat":
         others = any(value in depends for value in node.inputs)
         yield from (index for index in present if others and _is_bias(views[index]))
     else:
@@ -160,42 +172,39 @@ def _weight_inputs(node: ir.Node, views: list[frozenset[ir.Value]], depends: set
         yield from (index for index in present if index in known)
 
 
-def _contracted(node: ir.Node, index: int) -> int:
-    """How many elements of a weight the product sums over; 1 is a table spread out, as of rotary frequencies."""
-    value = node.inputs[index]
-    shape = value.shape if value is not None else None
-    if shape is None or len(shape) == 0:
-        return 2
-    dim = shape[-1] if index == 0 or len(shape) == 1 else shape[-2]
-    return dim if isinstance(dim, int) else 2
-
-
 def _is_bias(views: frozenset[ir.Value]) -> bool:
-    """More than one element, and no mask: those have a leading query axis and huge or two values."""
+    """More than one element, and no mask: those are zero or one other number, or hold huge ones."""
     for value in views:
         tensor = weight_tensor(value)
         if tensor.size <= 1:
             return False
         array = np.asarray(tensor.numpy()).astype(np.float32)
-        if not np.isfinite(array).all() or float(np.abs(array).max()) >= 1e4:
+        if not np.isfinite(array).all() or float(np.abs(array).max()) >= _HUGE:
+            return False
+        if tensor.size > 2 and len(kinds := np.unique(array)) == 2 and 0.0 in kinds:
             return False
     return True
 
 
-def _rotates(value: ir.Value) -> bool:
-    """Whether rows of a table are only multiplied with something: cosines and sines of positions."""
-    pending, seen = [value], set()
-    readers = []
+_HUGE = 1e4  #: magnitude from which an added number stands for minus infinity
+
+
+def _readers(value: ir.Value) -> set[str]:
+    """Operators that read a value, through what only moves or scales it; {"none"} where it is an output."""
+    pending, seen, readers = [value], set(), set()
     while pending:
-        for use in pending.pop().uses():
+        value = pending.pop()
+        if value.is_graph_output():
+            readers.add("none")
+        for use in value.uses():
             if use.node in seen:
                 continue
             seen.add(use.node)
             if use.node.op_type in _MOVING or _scales(use.node):
                 pending.extend(use.node.outputs)
             else:
-                readers.append(use.node.op_type)
-    return bool(readers) and set(readers) <= {"Mul"}
+                readers.add(use.node.op_type)
+    return readers
 
 
 def _scales(node: ir.Node) -> bool:

@@ -46,6 +46,8 @@ class Program:
     constants: dict[int, Any] = field(default_factory=dict)  #: values in host memory that never change
     named: dict[str, int] = field(default_factory=dict)  #: slot of every value by its ONNX name
     captured: tuple[int, ...] = ()  #: slots that a body's caller fills, after the formal inputs
+    scalars: dict[int, Any] = field(default_factory=dict)  #: constants of one element
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)  #: of weights
 
     def __deepcopy__(self, memo: Any) -> Program:
         return self
@@ -69,12 +71,12 @@ class Program:
         if replaced:
             steps = list(_with_replacements(steps, replaced))
         if rewrite is not None:
-            steps = rewrite(steps, {*results, *replaced.values()})
+            steps = rewrite(self, steps, {*results, *replaced.values()})
         return _with_releases(steps, set(results))
 
 
 #: Rewrites a list of steps into a faster one; slots of the set must be computed as they are.
-Rewrite = Callable[[list[Step], set[int]], list[Step]]
+Rewrite = Callable[[Program, list[Step], set[int]], list[Step]]
 
 
 def needed_steps(steps: Sequence[Step], results: Iterable[int]) -> list[Step]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 MICROSOFT = "com.microsoft"
 #: Keyword parameters of a rule that are no attributes: see ``op``.
-_SPECIAL = ("version", "wanted", "simulated", "zero_type")
+_SPECIAL = ("version", "wanted", "simulated", "types")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,15 @@ def op(
     ``inputs`` states the number of positional parameters of a builtin whose signature cannot be read. A first parameter
     called ``ctx`` receives the ``Context``. Keyword parameters are attributes, but for some that are filled in:
     ``version`` (opset of the operator's domain), ``wanted`` (which outputs the node has, as a tuple of bools),
-    ``simulated`` (whether integers are to be carried in floats, with a gradient), ``zero_type`` (element type of the
-    input called ``zero``). ``attributes`` names those that a ``**`` parameter takes.
+    ``simulated`` (whether integers are to be carried in floats, with a gradient), ``types`` (of the inputs' elements,
+    None where the graph does not say). ``attributes`` names those that a ``**`` parameter takes.
 
     A function of one output returns it; one of several returns a tuple, of which what a node does not name is dropped.
     """
 
     def enter(function: Function) -> Function:
-        facts = _facts(function) if inputs is None else {"inputs": tuple(f"x{i}" for i in range(inputs))}
-        facts["attributes"] = facts.get("attributes", frozenset()) | frozenset(attributes.split())
+        facts = _facts(function) if inputs is None else _builtin(inputs)
+        facts["attributes"] |= frozenset(attributes.split())
         for name in names.split():
             rule = Op(
                 domain,
@@ -111,6 +111,10 @@ def _facts(function: Callable[..., Any]) -> dict[str, Any]:
         "required": frozenset(p.name for p in keywords if p.default is p.empty and p.name not in _SPECIAL),
         "special": frozenset(p.name for p in keywords if p.name in _SPECIAL),
     }
+
+
+def _builtin(count: int) -> dict[str, Any]:
+    return {"inputs": tuple(f"x{i}" for i in range(count)), "attributes": frozenset()}
 
 
 def elementwise(functions: Mapping[str, Callable[..., Any]], *, inputs: int = 1, differentiable: bool = True) -> None:

@@ -31,6 +31,8 @@ _CARRIERS: dict[ir.DataType, torch.dtype] = {
     ir.DataType.UINT64: torch.int64,
     ir.DataType.INT4: torch.int8,
     ir.DataType.UINT4: torch.uint8,
+    ir.DataType.INT2: torch.int8,
+    ir.DataType.UINT2: torch.uint8,
     ir.DataType.COMPLEX64: torch.complex64,
     ir.DataType.COMPLEX128: torch.complex128,
     ir.DataType.FLOAT8E4M3FN: torch.float8_e4m3fn,
@@ -72,6 +74,11 @@ def carrier(kind: ir.DataType) -> torch.dtype:
     if kind not in _CARRIERS:
         raise ModelError(f"torch has no element type for {kind.name}")
     return _CARRIERS[kind]
+
+
+def is_carried(kind: ir.DataType | int | None) -> bool:
+    """Whether torch computes in this type, or in one that holds it; nothing known counts as yes."""
+    return kind is None or ir.DataType(kind) in _CARRIERS
 
 
 def exact(kind: ir.DataType) -> torch.dtype | None:

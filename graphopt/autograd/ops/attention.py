@@ -41,8 +41,8 @@ def probabilities(raw: Tensor, bias: Tensor | None, dtype: torch.dtype | None = 
         return torch.softmax(raw, -1, dtype=dtype).to(raw.dtype), raw
     added = additive(bias, raw.dtype)
     biased = raw + added
-    made = torch.softmax(biased, -1, dtype=dtype).to(raw.dtype)
-    empty = torch.isneginf(added).all(-1, keepdim=True)
+    empty = torch.isneginf(added).all(-1, keepdim=True)  # kept out of the softmax, where they would be no numbers
+    made = torch.softmax(torch.where(empty, raw, biased), -1, dtype=dtype).to(raw.dtype)
     return torch.where(empty, torch.zeros((), dtype=made.dtype, device=made.device), made), biased
 
 
@@ -255,7 +255,7 @@ def packed_attention(
     """``x [B, S, D]`` and weights ``[D, q + k + v]`` -> ``[B, S, v]``; present ``[2, B, H, L, d]``."""
     if do_rotary or past_present_share_buffer:
         raise NotImplementedError("rotary positions or a shared buffer inside Attention")
-    packed = x @ weight if bias is None else x @ weight + bias
+    packed = F.linear(x, weight.T, bias)
     sizes = list(qkv_hidden_sizes) if qkv_hidden_sizes else [packed.shape[-1] // 3] * 3
     q, k, v = (_split(part, num_heads) for part in torch.split(packed, sizes, -1))
     if past is not None:
@@ -408,13 +408,19 @@ def linear_attention(
     update_rule: str = "gated_delta",
 ) -> tuple[Tensor, Tensor]:
     """One state ``[B, G, K, V]`` that every token reads and writes, token by token."""
-    q, k, v = _split(query, q_num_heads), _split(key, kv_num_heads), _split(value, kv_num_heads)
+    kind = query.dtype
+    wide = torch.promote_types(kind, torch.float32)
+    q, k, v = (
+        _split(part.to(wide), heads)
+        for part, heads in ((query, q_num_heads), (key, kv_num_heads), (value, kv_num_heads))
+    )
     factor = scale or q.shape[-1] ** -0.5
-    state = past
-    if state is None:
-        state = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=q.dtype, device=q.device)
-    fades = None if decay is None else torch.exp(_split(decay, kv_num_heads)).unsqueeze(-1)
-    rates = None if beta is None else beta.transpose(1, 2)[..., None]
+    if past is None:
+        state = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=q.device)
+    else:
+        state = past.to(wide)
+    fades = None if decay is None else torch.exp(_split(decay.to(wide), kv_num_heads)).unsqueeze(-1)
+    rates = None if beta is None else beta.to(wide).transpose(1, 2)[..., None]
     made = []
     for step in range(q.shape[2]):
         if fades is not None and update_rule in ("gated", "gated_delta"):
@@ -425,4 +431,4 @@ def linear_attention(
         state = state + k[:, :, step, :, None] * new[..., None, :]
         read = q[:, :, step, None, :] @ _for_heads(state, q.shape[1])
         made.append(read.squeeze(-2) * factor)
-    return _merge(torch.stack(made, 2)), state
+    return _merge(torch.stack(made, 2)).to(kind), state.to(kind)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.autograd.ops.linear import activated
-from graphopt.autograd.ops.quantization import quantize
+from graphopt.autograd.ops.quantization import Types, quantize
 from graphopt.autograd.table import MICROSOFT, op
 from graphopt.autograd.types import Context
 
@@ -156,7 +155,7 @@ def quantized_convolution(
     zero: Tensor,
     bias: Tensor | None = None,
     *,
-    zero_type: ir.DataType | None,
+    types: Types,
     **attributes: Any,
 ) -> Tensor:
     """Quantized in, quantized out; the bias is int32 in units of both scales."""
@@ -164,7 +163,7 @@ def quantized_convolution(
     each = [-1, *[1] * (x.ndim - 2)]
     made = made if bias is None else made + bias.double().reshape(each)
     factor = x_scale * (weight_scale.reshape(each) if weight_scale.numel() > 1 else weight_scale)
-    return quantize(ctx, made.to(scale.dtype) * factor, scale, zero, simulated=False, zero_type=zero_type)
+    return quantize(ctx, made.to(scale.dtype) * factor, scale, zero, simulated=False, types=types[5:8])
 
 
 def _centred(x: Tensor, zero: Tensor | None, axis: int | None = None) -> Tensor:

@@ -178,7 +178,9 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 
 @op("PRelu")
 def parametric_relu(x: Tensor, slope: Tensor) -> Tensor:
-    """``slope`` broadcasts to ``x``."""
+    """``slope`` broadcasts to ``x``; one number for each channel may come without the axes after it (opset 6)."""
+    if slope.ndim == 1 and x.ndim > 2 and slope.shape[0] == x.shape[1] not in (1, x.shape[-1]):
+        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
     return torch.where(x < 0, x * slope, x)
 
 
@@ -257,21 +259,44 @@ def bias_add(x: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
 @op("Cast", ignored="round_mode")
 def cast(ctx: Context, x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
     """Float to an 8-bit float saturates where told to, and is infinite or not a number otherwise."""
-    return _converted(x, ctx.dtype(to), saturate)
+    return _packed(_converted(x, ctx.dtype(to), saturate), to)
 
 
 @op("CastLike", ignored="round_mode")
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1) -> Tensor:
+def cast_like(x: Tensor, like: Tensor, *, types: tuple[ir.DataType | None, ...], saturate: int = 1) -> Tensor:
     """In the type of ``like``."""
-    return _converted(x, like.dtype, saturate)
+    return _packed(_converted(x, like.dtype, saturate), types[1] or ir.DataType.UNDEFINED)
+
+
+def _packed(x: Tensor, kind: int) -> Tensor:
+    """Integers of fewer than eight bits keep their low bits; they are carried in eight."""
+    if kind not in _NARROW:
+        return x
+    bits, signed = _NARROW[ir.DataType(kind)]
+    half = 1 << (bits - 1) if signed else 0
+    return ((x + half) & ((1 << bits) - 1)) - half
+
+
+_NARROW = {
+    ir.DataType.INT2: (2, True),
+    ir.DataType.INT4: (4, True),
+    ir.DataType.UINT2: (2, False),
+    ir.DataType.UINT4: (4, False),
+}
 
 
 def _converted(x: Tensor, dtype: torch.dtype, saturate: int) -> Tensor:
     if x.dtype is dtype:
         return x
-    if dtype.itemsize == 1 and dtype.is_floating_point and saturate and x.is_floating_point():
-        x = torch.clamp(x.float(), torch.finfo(dtype).min, torch.finfo(dtype).max)
+    if dtype.itemsize == 1 and dtype.is_floating_point and x.is_floating_point():
+        if saturate:
+            x = torch.clamp(x.float(), torch.finfo(dtype).min, torch.finfo(dtype).max)
+        elif dtype is torch.float8_e4m3fn:  # torch saturates; what would round to the next number is none
+            x = torch.where(x.abs() > _BEYOND_E4M3FN, torch.nan, x)
     return x.to(dtype)
+
+
+_BEYOND_E4M3FN = 464.0
 
 
 @op("Dropout", since=7, ignored="ratio")

@@ -31,7 +31,7 @@ def batch_normalization(
     """By the given statistics; in training form by the batch's own, and the new running ones come out too."""
     if not training_mode:
         kinds = {t.dtype for t in (x, scale, bias, mean, variance)}
-        if len(kinds) == 1:
+        if len(kinds) == 1 and not (mean.requires_grad or variance.requires_grad):
             return (F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon),)
         root = torch.rsqrt(variance + epsilon)
         factor, shift = scale * root, bias - mean * scale * root

@@ -171,7 +171,8 @@ def lp_pool(
 ) -> Tensor:
     """The p-norm of each window."""
     pool = _Pool(x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
-    return torch.linalg.vector_norm(pool.windows(x, 0.0).flatten(2 + len(pool.kernel)), p, -1)
+    made: Tensor = torch.linalg.vector_norm(pool.windows(x, 0.0).flatten(2 + len(pool.kernel)), p, -1)
+    return made
 
 
 def _everywhere(x: Tensor) -> tuple[int, ...]:

@@ -24,6 +24,17 @@ _RANGES = {
 }
 
 
+Types = tuple[ir.DataType | None, ...]
+
+
+def _kind(zero: Tensor | None, types: Types) -> ir.DataType:
+    """The type to quantize to: that of the zero point, as the graph declares it or as it is carried."""
+    if zero is None:
+        return ir.DataType.UINT8
+    carried = {torch.int8: ir.DataType.INT8, torch.int16: ir.DataType.INT16, torch.int32: ir.DataType.UINT16}
+    return types[2] or carried.get(zero.dtype, ir.DataType.UINT8)
+
+
 class _Rounded(torch.autograd.Function):
     """Rounding to even whose gradient is that of the identity: the straight-through estimator (Bengio et al. 2013)."""
 
@@ -32,7 +43,7 @@ class _Rounded(torch.autograd.Function):
         return x.round()
 
     @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -61,7 +72,7 @@ def quantize(
     zero: Tensor | None = None,
     *,
     simulated: bool,
-    zero_type: ir.DataType | None,
+    types: Types,
     axis: int = 1,
     block_size: int = 0,
     output_dtype: int = 0,
@@ -71,7 +82,7 @@ def quantize(
     Simulated, the integers stay in floats: the gradient of ``x`` passes where nothing is cut off, and the scale gets
     the gradient of learned step sizes (Esser et al. 2020) together with that of DequantizeLinear.
     """
-    kind = ir.DataType(output_dtype) if output_dtype else zero_type or ir.DataType.UINT8
+    kind = ir.DataType(output_dtype) if output_dtype else _kind(zero, types)
     factor = _along(scale, x, axis, block_size)
     offset = None if zero is None else _along(zero, x, axis, block_size)
     if kind.name.startswith("FLOAT"):
@@ -169,12 +180,12 @@ def quantized_matmul(
     scale: Tensor,
     zero: Tensor,
     *,
-    zero_type: ir.DataType | None,
+    types: Types,
 ) -> Tensor:
     """Quantized in, quantized out."""
     rows = a_scale.unsqueeze(-1) if a_scale.ndim == 1 and a_scale.numel() > 1 else a_scale
     made = integer_matmul(a, b, a_zero, b_zero).to(scale.dtype) * (rows * b_scale)
-    return quantize(ctx, made, scale, zero, simulated=False, zero_type=zero_type or ir.DataType.UINT8)
+    return quantize(ctx, made, scale, zero, simulated=False, types=types[5:8])
 
 
 @op("MatMulNBits", domain=MICROSOFT, ignored="accuracy_level weight_prepacked")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.autograd.table import op
@@ -189,12 +188,14 @@ def negative_log_likelihood(
     reduction: str = "mean",
 ) -> Tensor:
     """``scores [N, C, ...]`` are log-probabilities, ``target [N, ...]`` classes."""
-    ignored = -100 if ignore_index is None else ignore_index
-    n, c = scores.shape[:2]
-    flat = F.nll_loss(
-        scores.reshape(n, c, -1), target.reshape(n, -1).long(), weight, ignore_index=ignored, reduction=reduction
-    )
-    return flat.reshape(target.shape) if reduction == "none" else flat
+    target = target.long()
+    counted = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    target = torch.where(counted, target, 0)
+    shares = counted.to(scores.dtype) if weight is None else weight[target] * counted
+    loss = -scores.gather(1, target.unsqueeze(1)).squeeze(1) * shares
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.sum() / shares.sum()
 
 
 @op("SoftmaxCrossEntropyLoss")
@@ -207,5 +208,5 @@ def softmax_cross_entropy(
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the log-probabilities."""
-    logs = F.log_softmax(scores, 1)
+    logs = torch.log_softmax(scores, 1)
     return negative_log_likelihood(logs, target, weight, ignore_index=ignore_index, reduction=reduction), logs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -47,13 +47,13 @@ def _taps(axis: _Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         places = first[:, None] + np.arange(math.ceil(2 * reach) + (1 if stretch < 1 else 0))
         distance = np.abs(places - x[:, None]) * stretch
         weights = np.maximum(1 - distance, 0) if axis.mode == "linear" else _cubic(distance, axis.cubic)
-        if axis.exclude or stretch < 1:
+        if axis.exclude:
             weights = np.where((places < 0) | (places >= axis.size), 0.0, weights)
         weights = weights / weights.sum(1, keepdims=True)
     return np.clip(places, 0, axis.size - 1).astype(np.int64), weights, outside
 
 
-_NEAREST = {
+_NEAREST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,

@@ -55,7 +55,7 @@ def split_to_sequence(
 ) -> list[Tensor]:
     """Parts of the given sizes, or of one size; without sizes single slices, whose axis may go."""
     if sizes is None:
-        return list(x.split(1, axis)) if keepdims else list(x.unbind(axis))
+        return list(torch.split(x, 1, axis)) if keepdims else list(x.unbind(axis))
     return list(torch.split(x, sizes, axis))
 
 

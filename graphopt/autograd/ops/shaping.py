@@ -157,7 +157,12 @@ def pad_attribute(x: Tensor, *, pads: Sequence[int], mode: str = "constant", val
 
 @op("Pad", since=11, host="pads value axes")
 def pad(
-    x: Tensor, pads: list[int], value: float | None = None, axes: list[int] | None = None, *, mode: str = "constant"
+    x: Tensor,
+    pads: list[int],
+    value: float | list[float] | None = None,
+    axes: list[int] | None = None,
+    *,
+    mode: str = "constant",
 ) -> Tensor:
     """Begins of all axes, then ends; negative widths cut."""
     axes = [a % x.ndim for a in axes] if axes is not None else list(range(x.ndim))
@@ -169,6 +174,7 @@ def pad(
     if not widths:
         return x
     if mode == "constant":
+        value = value[0] if isinstance(value, list) else value
         flat = [n for axis in reversed(range(x.ndim)) for n in widths.get(axis, (0, 0))]
         filling = value if value is not None else 0
         if x.dtype is torch.bool:

@@ -30,7 +30,7 @@ def fourier(
     real = x.shape[-1] == 1
     signal = x.squeeze(-1) if real else torch.view_as_complex(x.contiguous())
     if inverse and onesided:
-        made = torch.fft.irfft(signal, length, axis + 1).unsqueeze(-1)
+        made: Tensor = torch.fft.irfft(signal, length, axis + 1).unsqueeze(-1)
         return made
     if onesided:
         whole = torch.fft.rfft(signal, length, axis + 1)
