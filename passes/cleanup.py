@@ -22,6 +22,7 @@ from graphopt.passes.cleaning.repair import expand_operands, scalar_bounds
 from graphopt.passes.cleaning.share import share_equal_initializers
 from graphopt.passes.cleaning.simplify import simplify_symbolically
 from graphopt.passes.cleaning.states import drop_zero_states
+from graphopt.passes.cleaning.twins import share_transposed_initializers
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
 
 _MAX_ROUNDS = 20
@@ -37,11 +38,11 @@ class CleanupConfig(PassConfig):
     """Compute what does not depend on the inputs, and fold batch normalisations into the weights before them."""
 
     share: bool = True
-    """Store equal initializers once."""
+    """Store equal initializers once, and large matrices that are another's transposed copy."""
 
 
 class Cleanup(Pass[CleanupConfig]):
-    """Repair, inline, lift constants, fold, drop no-ops, merge equal nodes, share equal weights, drop dead code.
+    """Repair, inline, lift constants, fold, drop no-ops, merge equal nodes, share weights, drop dead code.
 
     Matches:  any model.
     Rewrites: to a fixed point of the steps in ``passes/cleaning``; graph inputs and outputs keep names, order,
@@ -102,6 +103,10 @@ class _Cleaning:
         self._step("drop dead code", lambda: drop_dead_code(GraphEditor(self.model)))
         if self.config.share:
             self._step("share equal weights", lambda: share_equal_initializers(GraphEditor(self.model)))
+            least = self.config.fold_limit + 1 if self.config.fold else 0  # a smaller Transpose would be folded again
+            self._step(
+                "share transposed weights", lambda: share_transposed_initializers(GraphEditor(self.model), least)
+            )
         self._step("drop unused opsets", lambda: drop_unused_opsets(self.model))
         return self.sites - before
 
