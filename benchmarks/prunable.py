@@ -6,9 +6,10 @@ Every model of ``benchmarks/zoo`` is exported by dynamo and by TorchScript into 
 ``cleanup``:
 
 - the share of its weights' elements that belong to a prunable group (a tensor with several uses counts where all of
-  them do), and that share over Torch-Pruning's, counted on the torch model by ``zoo/torch_pruning_share.py``, which
-  PYTHON (an interpreter that has torch-pruning, torch and transformers) runs; "exact" leaves out Torch-Pruning's
-  groups that run through a LayerNorm or RMSNorm, where removing a unit is not the same as masking it;
+  them do), and that with the groups that only norms hold ("with hidden": what ``prune`` takes when it is asked to);
+- both over Torch-Pruning's, counted on the torch model by ``zoo/torch_pruning_share.py``, which PYTHON (an interpreter
+  that has torch-pruning, torch and transformers) runs: "ratio" with hidden to all of its groups, "exact ratio" without
+  to those that do not run through a LayerNorm or RMSNorm either;
 - what ``prune(ratio=0.3)`` removes, and the latency of its result over the original's, in interleaved rounds;
 - the largest relative difference between outputs with random units masked and with the same units sliced away, at two
   input shapes: of all groups at once, and of some groups alone.
@@ -49,7 +50,8 @@ FIRST_SIZES = (2, 5)  #: size of the first free dim at the two shapes; further d
 TIMED_SECONDS = 6.0
 THEIR_SECONDS = 600  #: Torch-Pruning's time for one model
 COLUMNS = (
-    *("model", "exporter", "parameters", "prunable", "Torch-Pruning", "its exact", "ratio", "to exact"),
+    *("model", "exporter", "parameters", "prunable", "with hidden"),
+    *("Torch-Pruning", "its exact", "ratio", "exact ratio"),
     *("groups", "removed at 0.3", "mask - slice", "mask - original", "latency", "remarks"),
 )
 REASONS_TOLD = 6
@@ -97,7 +99,7 @@ def _kept(shape: Sequence[int], held: Mapping[int, np.ndarray]) -> list[np.ndarr
 
 def frozen(axes: AxisAnalysis) -> list[dict[str, Any]]:
     """The largest groups that cannot be pruned, with their reasons."""
-    groups = sorted((g for g in axes.groups if not g.prunable), key=lambda g: -g.parameters)[:REASONS_TOLD]
+    groups = sorted((g for g in axes.groups if not g.sliceable), key=lambda g: -g.parameters)[:REASONS_TOLD]
     return [
         {
             "group": g.name,
@@ -140,7 +142,8 @@ def difference(a: Iterable[Mapping[str, np.ndarray]], b: Iterable[Mapping[str, n
 def mask_against_slice(model: ir.Model, view: GraphView) -> tuple[float, float]:
     """The largest difference over all groups at once and ``ALONE`` single ones; beside it what masking all does."""
     rng = np.random.default_rng(0)
-    units = {g.name: rng.choice(g.size, int(rng.integers(1, g.size)), replace=False) for g in view.axes.prunable}
+    groups = [g for g in view.axes.groups if g.sliceable]
+    units = {g.name: rng.choice(g.size, int(rng.integers(1, g.size - g.least + 1)), replace=False) for g in groups}
     alone = rng.permutation(list(units))[:ALONE]
     removals = [units, *({name: units[name]} for name in alone)] if units else []
     fed = feeds(model)
@@ -172,12 +175,15 @@ def measure(path: Path) -> Row:
     """Everything about one file that does not need Torch-Pruning."""
     model = cleaned(path)
     view = GraphView(model)
-    elements = prunable_elements(model, view.axes.prunable)
+    groups = [group for group in view.axes.groups if group.sliceable]
+    elements = prunable_elements(model, groups)
+    exact = prunable_elements(model, view.axes.prunable)
     total = sum(size for _, size in elements.values())
     row: Row = {
         "parameters": total,
-        "share": sum(held for held, _ in elements.values()) / total,
-        "groups": by_role(view.axes.prunable),
+        "share": sum(held for held, _ in exact.values()) / total,
+        "with_hidden": sum(held for held, _ in elements.values()) / total,
+        "groups": by_role(groups),
         "frozen": frozen(view.axes),
         "unknown_ops": view.axes.unknown_ops,
         "left": dict(sorted(((n, s - h) for n, (h, s) in elements.items() if h < s), key=lambda i: -i[1])[:12]),
@@ -246,12 +252,13 @@ def judge(name: str, exporter: str, row: Row, other: Row | None, report: measuri
         shares = [other[key] / other["parameters"] for key in ("prunable", "exact")]
         if not other["prunable"]:
             remarks.append("; ".join(f"Torch-Pruning {where}: {why}" for where, why in other["broken"].items()))
-    ratios = [row["share"] / share if share else None for share in shares]
+    mine = (row["with_hidden"], row["share"])
+    ratios = [share / its if its else None for share, its in zip(mine, shares, strict=True)]
     if ratios[0] is not None and ratios[0] < LEAST:
         remarks += [f"{f['group']} ({f['parameters']:,}): {f['reasons'][0]}" for f in row["frozen"][:1]]
     report.add(
-        name, exporter, row["parameters"], row["share"], *shares, *ratios, row["groups"], row["removed"], row["error"],
-        row["effect"], row["latency"], "; ".join(remarks),
+        name, exporter, row["parameters"], row["share"], row["with_hidden"], *shares, *ratios, row["groups"],
+        row["removed"], row["error"], row["effect"], row["latency"], "; ".join(remarks),
     )  # fmt: skip
     if ratios[0] is not None:
         report.expect(ratios[0] >= LEAST, f"{stem}: {ratios[0]:.3f} of Torch-Pruning's share")

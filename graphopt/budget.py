@@ -56,8 +56,11 @@ def _elements(touches: Mapping[int, Touch]) -> float:
 def time_shares(axes: AxisAnalysis, groups: Sequence[Group], seconds: Mapping[str, float]) -> list[float]:
     """Share of the measured time that scales with each group's size: 1 where every node's work does.
 
-    A node scales with the largest share that the group's units have of any axis it reads or writes.
+    A node scales with the largest share that the group's units have of any axis it reads or writes. What is computed
+    from weights alone takes none: ONNX Runtime does it once, when it opens the model.
     """
+    once = {maker.name for value in axes.facts.constants if (maker := value.producer()) is not None}
+    seconds = {name: time for name, time in seconds.items() if name not in once}
     whole = max(sum(seconds.values()), 1e-12)
     wanted = {find(group.leaf): i for i, group in enumerate(groups)}
     found = [0.0] * len(groups)
@@ -135,7 +138,7 @@ def _slope(curve: Curve, a: int, b: int) -> float:
     return float(curve.damage[b] - curve.damage[a]) / (b - a)
 
 
-def removal_stops(size: int, round_to: int) -> list[int]:
-    """Numbers of units that may go: nothing, or down to a positive multiple of ``round_to``."""
-    multiples = range(round_to * ((size - 1) // round_to), 0, -round_to)
+def removal_stops(size: int, round_to: int, least: int = 1) -> list[int]:
+    """Numbers of units that may go: nothing, or down to a multiple of ``round_to`` that is no less than ``least``."""
+    multiples = range(round_to * ((size - 1) // round_to), max(least, 1) - 1, -round_to)
     return [0, *(size - kept for kept in multiples)]

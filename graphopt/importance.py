@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.axes import Group
+from graphopt.analysis.axes import Average, Group
 from graphopt.analysis.vanish import maskable, zero_point
 from graphopt.errors import PassError
 from graphopt.lowering import WIDEST, Lowering, Source
@@ -36,6 +36,29 @@ class Consumer:
     def matrix(self) -> np.ndarray:
         """``W`` by channel, float64 [C, N]."""
         return self.lowering.by_channel()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Normaliser:
+    """A norm that divides by the mean square of an activation along an axis with a group's units."""
+
+    average: Average
+    units: np.ndarray  #: [K] unit of each place along the axis, -1 for places of nobody
+
+    @property
+    def source(self) -> Source:
+        return self.average.value.name or "", self.average.axis
+
+    def channels(self, x: np.ndarray, batch: int) -> np.ndarray:
+        """Rows ``[..., K]`` of the activation."""
+        del batch
+        return np.moveaxis(x, self.average.axis, -1)
+
+
+def normalisers(group: Group) -> list[Normaliser]:
+    """The norms over the group's units, one for each activation, those too wide for Gram matrices left out."""
+    found = [Normaliser(average, group.positions(average)) for average in group.averages]
+    return [norm for norm in found if len(norm.units) <= WIDEST]
 
 
 def consumers(group: Group) -> list[Consumer]:
@@ -82,14 +105,17 @@ class Moments:
 
 
 def collect_moments(
-    model: ir.Model, ctx: PassContext, readers: Iterable[Lowering], *, split: str = "calibration"
+    model: ir.Model, ctx: PassContext, readers: Iterable[Lowering | Normaliser], *, split: str = "calibration"
 ) -> dict[Source, Moments]:
-    """Moments of what contractions read, by channel. Raises PassError for an activation that is not finite."""
-    lowerings = {lowering.source: lowering for lowering in readers}
+    """Moments of what contractions and norms read, by channel.
+
+    Raises PassError for an activation that is not finite.
+    """
+    sources = {reader.source: reader for reader in readers}
     found: dict[Source, Moments] = {}
-    for number, batch in enumerate(ctx.observe(model, list({name for name, _ in lowerings}), split=split)):
-        for source, lowering in lowerings.items():
-            rows = lowering.channels(batch[source[0]], number)
+    for number, batch in enumerate(ctx.observe(model, list({name for name, _ in sources}), split=split)):
+        for source, reader in sources.items():
+            rows = reader.channels(batch[source[0]], number)
             found.setdefault(source, Moments(rows.shape[-1])).add(rows)
     for (name, _), moments in found.items():
         if not np.isfinite(moments.gram).all():
@@ -117,7 +143,7 @@ def _additive(scores: np.ndarray) -> Curve:
 
 
 def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
-    """Share of the squared weight norm: the file alone decides (``moments`` is not read).
+    """Share of the squared weight norm, once for each consumer: the file alone decides (``moments`` is not read).
 
     Integer weights count by their codes, less the zero point: their scales mostly run along the other axis.
     """
@@ -134,7 +160,7 @@ def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
         units = group.positions(touch)
         mine = np.bincount(units[units >= 0], weights=squared[units >= 0], minlength=group.size)
         scores += mine / max(mine.sum(), 1e-30)
-    return _additive(scores / max(scores.sum(), 1e-30))
+    return _additive(scores / max(scores.sum(), 1e-30) * max(len(consumers(group)), 1))
 
 
 def _observed(group: Group, moments: Mapping[Source, Moments]) -> list[Consumer]:
@@ -142,9 +168,25 @@ def _observed(group: Group, moments: Mapping[Source, Moments]) -> list[Consumer]
     return [consumer for consumer in consumers(group) if consumer.lowering.source in moments]
 
 
+def _divided_by(group: Group, moments: Mapping[Source, Moments]) -> np.ndarray:
+    """For each unit, its share of the mean squares that norms divide by, added up over the norms.
+
+    The mean counts: what a norm is divided by is no sum that a bias could give back.
+    """
+    shares = np.zeros(group.size)
+    for norm in normalisers(group):
+        if norm.source in moments:
+            energy, mine = np.diag(moments[norm.source].gram), norm.units >= 0
+            shares += np.bincount(norm.units[mine], energy[mine], group.size) / max(float(energy.sum()), 1e-30)
+    return shares
+
+
 def activation(group: Group, moments: Mapping[Source, Moments]) -> Curve:
-    """Share of the consumers' output energy that a unit's own rows make, its mean excepted (the mean can be folded)."""
-    scores = np.zeros(group.size)
+    """Share of the consumers' output energy that a unit's own rows make, its mean excepted (the mean can be folded).
+
+    A norm over the units counts like a consumer whose output is what it divides by.
+    """
+    scores = _divided_by(group, moments)
     for consumer in _observed(group, moments):
         cov, W = moments[consumer.lowering.source].covariance(), consumer.matrix()
         outer = cov * (W @ W.T)  # [K, K]: summed over a unit's block, the energy of its contribution
@@ -160,14 +202,16 @@ def reconstruction(group: Group, moments: Mapping[Source, Moments]) -> Curve:
 
     Optimal brain surgeon on blocks of rows (Hassibi & Stork 1993; Kurtic et al. 2023, "ZipLM", for structures): with
     ``H`` the inverse covariance of the consumer's inputs, removing rows U costs ``tr(W_U^T (H_UU)^-1 W_U)``.
+    No refit gives back what a norm over the units divides by.
     """
+    divided_by = _divided_by(group, moments)
     states = [_Elimination(consumer, moments[consumer.lowering.source]) for consumer in _observed(group, moments)]
     alive = np.arange(group.size)
     order: list[int] = []
     damage = [0.0]
     step = -(-group.size // STEPS)
     while len(alive) > 1:
-        scores = np.sum([state.costs(alive) for state in states], axis=0)
+        scores = np.sum([divided_by[alive], *(state.costs(alive) for state in states)], axis=0)
         chosen = np.argsort(scores, kind="stable")[: min(step, len(alive) - 1)]
         order.extend(alive[chosen].tolist())
         damage.extend((damage[-1] + np.cumsum(np.maximum(scores[chosen], 0))).tolist())
@@ -185,6 +229,8 @@ class _Elimination:
 
     def __init__(self, consumer: Consumer, moment: Moments) -> None:
         W = consumer.matrix()
+        if W.shape[1] > W.shape[0]:  # only products of rows matter: a square factor has the same, a vocabulary is wide
+            W = np.asarray(np.linalg.qr(W.T, mode="r")).T
         self.energy = max(float(np.einsum("kn,kn->", W, moment.covariance() @ W)), 1e-30)
         owned = np.flatnonzero(consumer.units >= 0)
         self.W = W[owned]

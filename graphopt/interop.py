@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
-from graphopt.model import clone_model, digest
+from graphopt.model import digest, walk_nodes
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, Plan, Progress
 
 if TYPE_CHECKING:
@@ -39,14 +39,11 @@ def from_ir_pass(
         def plan(self, view: GraphView, ctx: PassContext) -> Plan:
             del ctx
             before = digest(view.model)
-            result = make()(clone_model(view.model)).model
+            result = make()(view.clone()).model
             if digest(result) == before:
                 return Plan(notes=(f"{name} found nothing to change",))
             change = Change("model", f"{_count(view.model)} nodes", f"{_count(result)} nodes")
-            return Plan((change,), payload=result)
-
-        def apply(self, editor: GraphEditor, plan: Plan) -> None:
-            editor.adopt(plan.payload)
+            return Plan((change,), rewritten=result)
 
     IrPass.name, IrPass.fidelity, IrPass.order, IrPass.idempotent = name, fidelity, order, idempotent
     IrPass.__name__ = IrPass.__qualname__ = "".join(part.capitalize() for part in name.split("-"))
@@ -90,6 +87,12 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
+    def examples(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Raises PassError."""
+        _refuse()
+
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
         """Raises PassError."""
         _refuse()
@@ -119,10 +122,13 @@ class _Silent:
     def advance(self, steps: int = 1) -> None:
         """Nothing to show."""
 
+    def tell(self, total: int, text: str) -> None:
+        """Nothing to show."""
+
 
 def _refuse() -> NoReturn:
     raise PassError("nothing can be measured here: there are no inputs; run the pass through graphopt.optimize")
 
 
 def _count(model: ir.Model) -> int:
-    return sum(1 for _ in model.graph.all_nodes())
+    return sum(1 for _ in walk_nodes(model))

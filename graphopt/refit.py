@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -284,9 +285,9 @@ def refit_sites(
     bare = rewritten.clone()
     with ctx.progress("refit", len(sites)) as bar:
         for site in sites:
-            width = _lowering(rewritten, site.node).width
-            if width > WIDEST:
-                left.append((site.node, f"kept as sliced: its {width} rows are more than the {WIDEST} refit can hold"))
+            unfit = _unfit(_lowering(rewritten, site.node))
+            if unfit:
+                left.append((site.node, f"kept as sliced: {unfit}"))
                 bar.advance()
                 continue
             patch = _best_patch(original, rewritten, ctx, site, refit)
@@ -302,6 +303,18 @@ def refit_sites(
         reason = f"refit dropped: all together moved the outputs' divergence from {before:.4f} to {after:.4f}"
         return Refit((), tuple((site.node, reason) for site in sites), (before, before))
     return Refit(tuple(patches), tuple(left), (before, after))
+
+
+def _unfit(lowering: Lowering) -> str:
+    """Why a contraction is not refitted; empty when it can be."""
+    width, elements = lowering.width, prod(lowering.shape)
+    if width > WIDEST:
+        return f"its {width} rows are more than the {WIDEST} refit can hold"
+    if elements > WIDEST**2:
+        return f"its {elements} elements are more than the {WIDEST**2} refit can hold"
+    if len(lowering.weight.uses()) > 1:
+        return "its weight is read elsewhere as well, and a refit would store it twice"
+    return ""
 
 
 def _best_patch(original: ir.Model, rewritten: ir.Model, ctx: PassContext, site: Site, refit: bool) -> Patch | None:

@@ -1,7 +1,8 @@
 """Removing units for real: slice every weight they touch, and repair every integer that spells out their number.
 
-``mask_units`` sets the same slices to zero instead. Both must give equal outputs: that is the property which the tests
-hold on random graphs and on every reference model.
+``mask_units`` sets the same slices to zero instead, and takes statistics over the units (the mean and the variance of a
+LayerNormalization) over those that stay. Both must give equal outputs: that is the property which the tests hold on
+random graphs and on every reference model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Removal = Mapping[Group, np.ndarray]  #: unit numbers to remove, for each group
 def slice_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
     """Remove units from ``editor.model``, which must be the model that ``axes`` was made from, unedited since.
 
-    Raises PassError for a group that is not prunable, unit numbers out of range, or a group left without any unit.
+    Raises PassError for a group that is not sliceable, unit numbers out of range, or a group left with too few units.
     """
     removed = _checked(removal)
     _slice_weights(editor, axes, removed)
@@ -55,7 +56,8 @@ def _affected(axes: AxisAnalysis, size: SizeOperand, removed: Mapping[Atom, np.n
 def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> None:
     """Set every weight slice of the units to zero, keeping all shapes: the reference for ``slice_units``.
 
-    Integer weights get their zero point; weights that only divide are left alone.
+    Integer weights get their zero point; weights that only divide are left alone. Ops that average over the units or
+    pick among them do so over those that stay, and return zero for the others.
     """
     removed = _checked(removal)
     for value, signatures in _masks(axes, removed).items():
@@ -71,18 +73,86 @@ def mask_units(editor: GraphEditor, axes: AxisAnalysis, removal: Removal) -> Non
                 kept = mask.reshape([-1 if i == axis else 1 for i in range(array.ndim)])
                 array = np.where(kept, array, zero_point(*uses[0]).astype(array.dtype))
             editor.set_initializer(value, array, uses=uses)
+    _restrict_statistics(editor, axes, removed)
+
+
+def _restrict_statistics(editor: GraphEditor, axes: AxisAnalysis, removed: Mapping[Atom, np.ndarray]) -> None:
+    """Feed ops that average over units, or pick among them, with those that stay; the others get zeros back."""
+    averaged: dict[ir.Node, dict[Atom, np.ndarray]] = {}
+    for statistic in axes.facts.statistics:
+        mine = {leaf: removed[leaf] for leaf in leaves(statistic.axis) if leaf in removed}
+        if mine:
+            averaged.setdefault(statistic.node, {}).update(mine)
+    found = axes.facts
+    for node, units in averaged.items():  # all inputs first: once zeros are put back, they are values of no known axes
+        for index, value in enumerate(node.inputs):
+            expressions = found.uses.get((node, index)) or (found.outputs.get(value) if value is not None else None)
+            for axis, mask in _axis_masks(expressions, units):
+                inputs = [node.inputs[index], editor.add_initializer(f"{node.name}/kept", np.flatnonzero(mask))]
+                (picked,) = editor.insert_node("Gather", inputs, before=node, attributes={"axis": axis})
+                node.replace_input_with(index, picked)
+    for statistic in found.statistics:
+        if statistic.numbers is not None and statistic.node in averaged:
+            _renumber(editor, statistic.numbers, np.flatnonzero(keep_mask(statistic.axis, averaged[statistic.node])))
+    for node, units in averaged.items():
+        for value in node.outputs:
+            expressions = found.outputs.get(value)
+            for axis, mask in _axis_masks(expressions, units):
+                _put_back(editor, value, axis, len(expressions or ()), mask)
+
+
+def _renumber(editor: GraphEditor, value: ir.Value, kept: np.ndarray) -> None:
+    """Readers of ``value``, which numbers the members that stay, see the numbers that they have among all."""
+    node = value.producer()
+    assert node is not None
+    names = editor.add_initializer(f"{node.name}/numbers", kept)
+    (named,) = editor.insert_node("Gather", [names, value], after=node, attributes={"axis": 0})
+    editor.replace_uses(value, named)
+    gather = named.producer()
+    assert gather is not None
+    gather.replace_input_with(1, value)
+
+
+def _axis_masks(expressions: list[Atom] | None, units: Mapping[Atom, np.ndarray]) -> list[tuple[int, np.ndarray]]:
+    """The axes that hold some of the units, with what stays of each."""
+    held = [(i, axis) for i, axis in enumerate(expressions or ()) if any(leaf in units for leaf in leaves(axis))]
+    return [(i, keep_mask(axis, units)) for i, axis in held]
+
+
+def _put_back(editor: GraphEditor, value: ir.Value, axis: int, rank: int, kept: np.ndarray) -> None:
+    """Readers of ``value``, whose ``axis`` has lost members, see zeros in their places: one is appended, and picked."""
+    node = value.producer()
+    assert node is not None
+    pads = [0] * (2 * rank)
+    pads[rank + axis] = 1
+    where = np.where(kept, np.cumsum(kept) - 1, np.count_nonzero(kept))
+    places = editor.add_initializer(f"{node.name}/places", where)
+    if editor.graph.opset_imports.get("", 13) < 11:
+        (longer,) = editor.insert_node("Pad", [value], after=node, attributes={"pads": pads})
+    else:
+        amounts = editor.add_initializer(f"{node.name}/pads", np.array(pads, dtype=np.int64))
+        (longer,) = editor.insert_node("Pad", [value, amounts], after=node)
+    padding = longer.producer()
+    assert padding is not None
+    (whole,) = editor.insert_node("Gather", [longer, places], after=padding, attributes={"axis": axis})
+    editor.replace_uses(value, whole)  # also where a body returns it
+    padding.replace_input_with(0, value)
+    value.shape = None
 
 
 def _checked(removal: Removal) -> dict[Atom, np.ndarray]:
     removed: dict[Atom, np.ndarray] = {}
     for group, units in removal.items():
         numbers = np.unique(np.asarray(units, dtype=np.int64))
-        if not group.prunable:
+        if not group.sliceable:
             raise PassError(f"group {group.name} cannot be pruned: {group.reasons[0]}")
         if numbers.size and (numbers[0] < 0 or numbers[-1] >= group.size):
             raise PassError(f"group {group.name} has units 0..{group.size - 1}, got {numbers[-1]}")
-        if numbers.size >= group.size:
-            raise PassError(f"group {group.name}: all {group.size} units named; at least one must stay")
+        if numbers.size > group.size - group.least:
+            stay = "one" if group.least == 1 else str(group.least)
+            raise PassError(
+                f"group {group.name}: {numbers.size} of {group.size} units named; at least {stay} must stay"
+            )
         if numbers.size:
             removed[find(group.leaf)] = numbers
     return removed

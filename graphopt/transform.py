@@ -72,7 +72,10 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a pass decided. ``payload`` is for its own ``apply`` and may hold IR objects of the planned model."""
+    """What a pass decided: either edits, which ``apply`` makes, or the whole ``rewritten`` model.
+
+    ``payload`` is for the pass's own ``apply`` and may hold IR objects of the planned model.
+    """
 
     changes: tuple[Change, ...] = ()
     declined: tuple[Declined, ...] = ()
@@ -81,6 +84,7 @@ class Plan:
     #: The pipeline stores them in the resolved recipe; a pass given them must take the same decisions again.
     resolved: Mapping[str, Any] = field(default_factory=dict)
     payload: Any = field(default=None, repr=False, compare=False)
+    rewritten: ir.Model | None = field(default=None, repr=False, compare=False)  #: a ``view.clone()``, rewritten
 
     @property
     def empty(self) -> bool:
@@ -112,6 +116,12 @@ class PassContext(Protocol):
 
         Memory does not grow with the number of batches. ``limit`` caps the number of samples.
         """
+        ...
+
+    def examples(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Like ``observe``, each batch with the inputs that gave it."""
         ...
 
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
@@ -146,14 +156,20 @@ class PassContext(Protocol):
 class Progress(Protocol):
     """What ``PassContext.progress`` yields."""
 
-    def advance(self, steps: int = 1) -> None: ...
+    def advance(self, steps: int = 1) -> None:
+        """Move on."""
+        ...
+
+    def tell(self, total: int, text: str) -> None:
+        """Change what the bar counts to, and what stands beside it."""
+        ...
 
 
 ConfigT = TypeVar("ConfigT", bound=PassConfig)
 
 
 class Pass(ABC, Generic[ConfigT]):
-    """One transformation. Subclasses set the class facts, and write ``plan`` and ``apply``.
+    """One transformation. Subclasses set the class facts, and write ``plan``; also ``apply`` where that makes edits.
 
     ``strength`` names the config field that the pipeline weakens (bisecting towards ``weakest``) when the guard refuses
     the result; ``None`` means all or nothing.
@@ -177,9 +193,10 @@ class Pass(ABC, Generic[ConfigT]):
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Decide, without editing ``view.model``."""
 
-    @abstractmethod
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
-        """Carry ``plan`` out on the model it was made for; no decisions here."""
+        """Carry ``plan`` out on the model it was made for; no decisions here. As it is, it takes ``plan.rewritten``."""
+        if plan.rewritten is not None:
+            editor.adopt(plan.rewritten)
 
     def with_strength(self, value: float) -> Self:
         """This pass with its strength parameter set to ``value``."""

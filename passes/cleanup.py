@@ -10,7 +10,7 @@ from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model, model_bytes
+from graphopt.model import all_graphs, model_bytes
 from graphopt.passes.cleaning.batch_norm import fold_batch_norms
 from graphopt.passes.cleaning.dead import drop_dead_code, drop_unused_opsets
 from graphopt.passes.cleaning.fold import fold_constants
@@ -22,6 +22,7 @@ from graphopt.passes.cleaning.repair import expand_operands, scalar_bounds
 from graphopt.passes.cleaning.share import share_equal_initializers
 from graphopt.passes.cleaning.simplify import simplify_symbolically
 from graphopt.passes.cleaning.states import drop_zero_states
+from graphopt.passes.cleaning.twins import share_transposed_initializers
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
 
 _MAX_ROUNDS = 20
@@ -37,11 +38,11 @@ class CleanupConfig(PassConfig):
     """Compute what does not depend on the inputs, and fold batch normalisations into the weights before them."""
 
     share: bool = True
-    """Store equal initializers once."""
+    """Store equal initializers once, and large matrices that are another's transposed copy."""
 
 
 class Cleanup(Pass[CleanupConfig]):
-    """Repair, inline, lift constants, fold, drop no-ops, merge equal nodes, share equal weights, drop dead code.
+    """Repair, inline, lift constants, fold, drop no-ops, merge equal nodes, share weights, drop dead code.
 
     Matches:  any model.
     Rewrites: to a fixed point of the steps in ``passes/cleaning``; graph inputs and outputs keep names, order,
@@ -56,17 +57,12 @@ class Cleanup(Pass[CleanupConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Clean a clone; the plan carries it."""
-        cleaning = _Cleaning(clone_model(view.model), self.config)
+        cleaning = _Cleaning(view.clone(), self.config)
         cleaning.run()
         changes = tuple(cleaning.changes())
         if not changes:
             return Plan(notes=("nothing to clean",))
-        return Plan(changes, notes=tuple(cleaning.notes), payload=cleaning.model)
-
-    def apply(self, editor: GraphEditor, plan: Plan) -> None:
-        """Adopt the cleaned clone."""
-        if plan.payload is not None:
-            editor.adopt(plan.payload)
+        return Plan(changes, notes=tuple(cleaning.notes), rewritten=cleaning.model)
 
 
 class _Cleaning:
@@ -107,6 +103,10 @@ class _Cleaning:
         self._step("drop dead code", lambda: drop_dead_code(GraphEditor(self.model)))
         if self.config.share:
             self._step("share equal weights", lambda: share_equal_initializers(GraphEditor(self.model)))
+            least = self.config.fold_limit + 1 if self.config.fold else 0  # a smaller Transpose would be folded again
+            self._step(
+                "share transposed weights", lambda: share_transposed_initializers(GraphEditor(self.model), least)
+            )
         self._step("drop unused opsets", lambda: drop_unused_opsets(self.model))
         return self.sites - before
 
@@ -153,5 +153,5 @@ class _Effect:
 
 
 def _measure(model: ir.Model) -> tuple[int, int, int]:
-    graphs = list(model.graphs())
+    graphs = list(all_graphs(model))
     return sum(map(len, graphs)), sum(len(graph.initializers) for graph in graphs), model_bytes(model)

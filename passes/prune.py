@@ -1,8 +1,8 @@
-"""Remove heads, neurons, channels and hidden units, under one budget over all layers."""
+"""Remove heads, neurons, channels, experts and hidden units, under one budget over all layers."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -12,10 +12,14 @@ from graphopt.errors import GraphoptError
 from graphopt.passes.pruning.search import Decision, Search, bytes_saved, carry_out
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
+Role = Literal["heads", "neurons", "channels", "units", "experts", "hidden"]
+
 
 class PruneConfig(PassConfig):
     """What to remove, and how to choose it."""
 
+    roles: tuple[Role, ...] = Field(default=("heads", "neurons", "channels", "units", "experts"), min_length=1)
+    """Kinds of units; "hidden" (the width that norms average over, which changes the averages) only where named."""
     ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.25
     """Fraction of the prunable parameters to remove; "auto" goes as far as the guard allows."""
     criterion: Literal["auto", "magnitude", "activation", "reconstruction"] = "auto"
@@ -33,7 +37,9 @@ class PruneConfig(PassConfig):
 class Prune(Pass[PruneConfig]):
     """Remove the heads, neurons, channels and hidden units that matter least, ranked together over all layers.
 
-    Matches:  every prunable group with one of the pass's roles that the axis analysis finds, in any exporter's graph.
+    Matches:  every prunable group with one of the ``roles`` that the axis analysis finds, in any exporter's graph. With
+              "hidden" among them also groups that only norms hold, such as a transformer's width: LayerNormalization,
+              RMSNormalization and their spelt-out forms then average over the units that stay.
     Rewrites: slices all weights a unit touches and repairs every shape constant; then refits each consumer (a product
               ``X[..., K] @ W[K, N]``, or a convolution by its patches) front to back against the unpruned graph (Gram
               matrices streamed, O(K^2) memory).
@@ -50,7 +56,6 @@ class Prune(Pass[PruneConfig]):
     idempotent = False
     strength = "ratio"
     Config = PruneConfig
-    roles: ClassVar[tuple[str, ...]] = ("heads", "neurons", "channels", "units")
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Choose units and refits; raises PassError for counts that no group can lose."""
@@ -60,10 +65,12 @@ class Prune(Pass[PruneConfig]):
             axes = view.axes
         except GraphoptError as error:
             return Plan(declined=(Declined("model", f"no sizes are known, so neither are groups: {error}"),))
-        groups = [g for g in axes.by_role(*self.roles) if g.name not in self.config.exclude]
+        roles = self.config.roles
+        found = axes.by_role(*roles, lossy="hidden" in roles)
+        groups = [g for g in found if g.name not in self.config.exclude]
         declined = self._declined(view)
         if not groups:
-            *most, last = self.roles
+            *most, last = roles
             wanted = f"{', '.join(most)} or {last}" if most else last
             return Plan(declined=(*declined, Declined("model", f"no prunable {wanted} were found")))
         notes: list[str] = []
@@ -117,7 +124,9 @@ class Prune(Pass[PruneConfig]):
         return type(self)(self.config.model_copy(update={"ratio": value, "counts": None}))
 
     def _declined(self, view: GraphView) -> tuple[Declined, ...]:
-        frozen = [Declined(g.name, g.reasons[0]) for g in view.axes.groups if g.role in self.roles and not g.prunable]
+        roles = self.config.roles
+        taken = set(view.axes.by_role(*roles, lossy="hidden" in roles))
+        frozen = [Declined(g.name, g.reasons[0]) for g in view.axes.groups if g.role in roles and g not in taken]
         unknown = [
             Declined(op, f"{count} nodes of this type have no axis rule and freeze what they touch")
             for op, count in view.axes.unknown_ops.items()
@@ -130,22 +139,40 @@ class Prune(Pass[PruneConfig]):
         return (*frozen, *unknown, *left)
 
 
+class PruneHeadsConfig(PruneConfig):
+    """As for ``prune``, of heads."""
+
+    roles: tuple[Role, ...] = ("heads",)
+
+
 class PruneHeads(Prune):
     """Remove the attention heads that matter least; see ``prune``."""
 
     name = "prune-heads"
-    roles = ("heads",)
+    Config = PruneHeadsConfig
+
+
+class PruneChannelsConfig(PruneConfig):
+    """As for ``prune``, of channels."""
+
+    roles: tuple[Role, ...] = ("channels",)
 
 
 class PruneChannels(Prune):
     """Remove the channels of convolutions that matter least; see ``prune``."""
 
     name = "prune-channels"
-    roles = ("channels",)
+    Config = PruneChannelsConfig
+
+
+class PruneNeuronsConfig(PruneConfig):
+    """As for ``prune``, of neurons."""
+
+    roles: tuple[Role, ...] = ("neurons",)
 
 
 class PruneNeurons(Prune):
     """Remove the feed-forward neurons that matter least; see ``prune``."""
 
     name = "prune-neurons"
-    roles = ("neurons",)
+    Config = PruneNeuronsConfig

@@ -150,10 +150,10 @@ def _counted_once(group: Group) -> bool:
 
 
 def check_every_group(model: ir.Model, *, seed: int = 0, changes: bool = True) -> AxisAnalysis:
-    """``check_removal`` for each prunable group alone with random units, then for all of them at once."""
+    """``check_removal`` for each sliceable group alone with random units, then for all of them at once."""
     rng = np.random.default_rng(seed)
     axes = analyse(model)
-    removal = {g.name: _some(g, rng) for g in axes.prunable}
+    removal = {g.name: _some(g, rng) for g in axes.groups if g.sliceable}
     for name, units in removal.items():
         check_removal(model, {name: units}, changes=changes)
     if len(removal) > 1:
@@ -162,7 +162,7 @@ def check_every_group(model: ir.Model, *, seed: int = 0, changes: bool = True) -
 
 
 def _some(group: Group, rng: np.random.Generator) -> list[int]:
-    count = int(rng.integers(1, group.size))
+    count = int(rng.integers(1, group.size - group.least + 1))
     return sorted(rng.choice(group.size, size=count, replace=False).tolist())
 
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -22,15 +23,18 @@ from graphopt.model import (
     FileTensor,
     clone_model,
     digest,
+    drop_exporter_notes,
     model_bytes,
     open_model,
     opening,
     provenance,
     save_model,
+    saving,
     set_provenance,
     signature,
     source_path,
 )
+from graphopt.model.readback import read_back
 from graphopt.runtime import Session
 from tests.bad_models import tiny
 
@@ -511,3 +515,42 @@ def test_files_older_than_opset_7_open_at_opset_7_and_broadcast_as_before(tmp_pa
     a, b = np.ones((2, 3), np.float32), np.array([1, 2], np.float32)
     (y,) = Session(model).run({"a": a, "b": b}).values()
     assert np.array_equal(y, a + b[:, None])
+
+
+# -- what is written is read back -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("external", [False, True])
+def test_a_disk_that_stores_something_else_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool
+) -> None:
+    model = open_model(write(wide(rows=2048), tmp_path / "in.onnx"))
+    copy = saving._copy
+
+    def flipped(tensor: ir.TensorProtocol, out: BinaryIO, meter: saving._Meter) -> None:
+        copy(tensor, out, meter)
+        out.seek(-1, os.SEEK_CUR)
+        out.write(b"\x55")
+
+    monkeypatch.setattr(saving, "_copy", flipped)
+    with pytest.raises(ModelError, match=r"out\.onnx: cannot be written \(what was written differs in weight 'w'\)"):
+        save_model(model, tmp_path / "out.onnx", external=external)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_another_graph_on_disk_is_noticed(tmp_path: Path) -> None:
+    model = open_model(write(wide(), tmp_path / "in.onnx"))
+    written = save_model(model, tmp_path / "out.onnx")[0]
+    message, streamed = saving._message(saving._Layout(model, written, None))
+    read_back(written, message, streamed)
+    message.graph.node[0].op_type = "Other"
+    with pytest.raises(OSError, match="reads back as another model"):
+        read_back(written, message, streamed)
+
+
+def test_only_the_exporters_own_notes_are_dropped(tmp_path: Path) -> None:
+    model = open_model(write(tiny(), tmp_path / "in.onnx"))
+    node = model.graph[0]
+    for holder in (model.graph, node, node.outputs[0], model.graph.initializers["w"]):
+        holder.metadata_props.update({"pkg.torch.onnx.fx_node": "%x", "namespace": "a/b", "mine": "stays"})
+    drop_exporter_notes(model)
+    for holder in (model.graph, node, node.outputs[0], model.graph.initializers["w"]):
+        assert dict(holder.metadata_props) == {"mine": "stays"}

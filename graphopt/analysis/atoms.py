@@ -24,7 +24,7 @@ MAX_REASONS = 8  #: reasons kept for each frozen axis; the first ones tell the s
 class Atom:
     """One axis expression. ``kind`` is ``leaf``, ``product`` or ``sum``; ``parts`` is empty for a leaf."""
 
-    __slots__ = ("kind", "link", "parts", "reasons", "size")
+    __slots__ = ("kind", "link", "parts", "reasons", "size", "statistics")
 
     def __init__(self, size: Size, kind: str = "leaf", parts: tuple[Atom, ...] = ()) -> None:
         self.size = size
@@ -32,6 +32,7 @@ class Atom:
         self.parts = parts
         self.link: Atom | None = None
         self.reasons: dict[str, None] = {}  # an ordered set
+        self.statistics: dict[str, None] = {}  # another: what is computed from all members, and would change
 
     @property
     def static(self) -> bool:
@@ -111,11 +112,24 @@ def leaves(atom: Atom) -> Iterator[Atom]:
             stack.extend(reversed(atom.parts))
 
 
-def freeze(atom: Atom, reason: str) -> None:
-    """Record that members of ``atom`` cannot be removed independently, and why."""
+def freeze(atom: Atom, reason: str, *, statistic: bool = False) -> None:
+    """Record that members of ``atom`` cannot be removed independently, and why.
+
+    With ``statistic`` it is a mean or a variance over them that stands in the way: they can leave one by one all the
+    same, for those who accept that it is then taken over the members that stay.
+    """
     root = find(atom)
-    if len(root.reasons) < MAX_REASONS:
-        root.reasons[reason] = None
+    held = root.statistics if statistic else root.reasons
+    if len(held) < MAX_REASONS:
+        held[reason] = None
+
+
+def inherit(atom: Atom, source: Atom) -> None:
+    """``atom`` is frozen for whatever ``source`` is."""
+    for reason in source.reasons:
+        freeze(atom, reason)
+    for reason in source.statistics:
+        freeze(atom, reason, statistic=True)
 
 
 def unify(a: Atom, b: Atom) -> None:
@@ -310,8 +324,7 @@ def _quotient(numerator: Size, denominator: Size) -> Size | None:
 
 def _link(child: Atom, parent: Atom) -> None:
     child.link = parent
-    for reason in child.reasons:
-        freeze(parent, reason)
+    inherit(parent, child)
 
 
 def _clash(atoms: Iterable[Atom]) -> None:

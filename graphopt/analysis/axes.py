@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.atoms import Atom, coordinates, find, freeze, leaves
+from graphopt.analysis.atoms import Atom, coordinates, find, freeze, inherit, leaves
 from graphopt.analysis.nested import entered
 from graphopt.analysis.rules import RULES, NodeAxes
 from graphopt.analysis.rules.context import Event, Facts
@@ -26,9 +26,9 @@ from graphopt.editing import bodies, walk_nodes
 #: First matching event decides the role; without any, the class is a plain width.
 ROLES: tuple[tuple[Event, str], ...] = (
     (Event.HEADS, "heads"),
+    (Event.EXPERTS, "experts"),
     (Event.SCORES, "query-key"),
     (Event.CONTEXT, "value"),
-    (Event.EXPERTS, "experts"),
     (Event.NORMALIZED, "hidden"),
     (Event.CONVOLVED, "channels"),
     (Event.FILTERED, "channels"),
@@ -54,6 +54,15 @@ class Touch:
         return self.value.name or ""
 
 
+@dataclass(frozen=True, slots=True)
+class Average:
+    """An activation whose mean square over ``axis``, which holds units of a group, a norm divides by."""
+
+    value: ir.Value
+    axis: int
+    expression: Atom
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Group:
     """A class of ``size`` units that can only leave together, tensor by tensor."""
@@ -65,16 +74,26 @@ class Group:
     touches: tuple[Touch, ...] = field(repr=False)
     parameters: int  #: elements of all touched weights that belong to some unit; a shared weight counts once
     reasons: tuple[str, ...] = ()  #: why it cannot be pruned; empty when it can
+    #: Nothing but normalisations holds it: units can leave where the statistics of those that stay may take their place
+    lossy: bool = False
+    averages: tuple[Average, ...] = field(default=(), repr=False)
+    least: int = 1  #: units that must stay
 
     @property
     def prunable(self) -> bool:
+        """Removing units is the same as masking them."""
         return not self.reasons
+
+    @property
+    def sliceable(self) -> bool:
+        """Units can be removed at all."""
+        return self.prunable or self.lossy
 
     @property
     def unit_parameters(self) -> float:
         return self.parameters / self.size
 
-    def positions(self, touch: Touch) -> np.ndarray:
+    def positions(self, touch: Touch | Average) -> np.ndarray:
         """For each index along the touched axis, the unit it belongs to, or -1."""
         return coordinates(touch.expression, self.leaf)
 
@@ -95,9 +114,9 @@ class AxisAnalysis:
         """Op types without an axis rule, which froze what they touch, and how many nodes have them."""
         return dict(self.facts.unknown)
 
-    def by_role(self, *roles: str) -> tuple[Group, ...]:
-        """Prunable groups of the named roles, in graph order."""
-        return tuple(g for g in self.prunable if g.role in roles)
+    def by_role(self, *roles: str, lossy: bool = False) -> tuple[Group, ...]:
+        """Prunable groups of the named roles, in graph order; with ``lossy`` also those that only norms hold."""
+        return tuple(g for g in self.groups if g.role in roles and (g.sliceable if lossy else g.prunable))
 
 
 def analyse_axes(model: ir.Model, shapes: ShapeTable) -> AxisAnalysis:
@@ -217,12 +236,12 @@ def _push_down(facts: Facts) -> None:
     seen: dict[Atom, int] = {}
     while stack:
         atom = find(stack.pop())
-        if atom.kind == "leaf" or seen.get(atom) == len(atom.reasons):
+        count = len(atom.reasons) + len(atom.statistics)
+        if atom.kind == "leaf" or seen.get(atom) == count:
             continue
-        seen[atom] = len(atom.reasons)
+        seen[atom] = count
         for part in atom.parts:
-            for reason in atom.reasons:
-                freeze(part, reason)
+            inherit(part, atom)
             stack.append(part)
 
 
@@ -243,6 +262,11 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
             for leaf in dict.fromkeys(leaves(axis)):
                 if leaf.static and not leaf.trivial:
                     touches.setdefault(leaf, []).append(Touch(node, index, value, number, axis))
+    averages = _averages(facts)
+    least: dict[Atom, int] = {}
+    for statistic in facts.statistics:
+        for leaf in leaves(statistic.axis):
+            least[leaf] = max(least.get(leaf, 1), statistic.least)
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
@@ -259,9 +283,26 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
         if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
+        stay = least.get(leaf, 1)
+        if stay >= leaf.size[0]:
+            reasons.append(f"all of its {leaf.size[0]} members are picked at once")
         number = counts.get(role, 0)
         counts[role] = number + 1
-        yield Group(f"{role}.{number}", role, leaf.size[0], leaf, tuple(found), parameters, tuple(reasons))
+        held = (*reasons, *leaf.statistics)
+        lossy = bool(held) and not reasons
+        averaged = tuple(averages.get(leaf, ()))
+        name = f"{role}.{number}"
+        yield Group(name, role, leaf.size[0], leaf, tuple(found), parameters, held, lossy, averaged, stay)
+
+
+def _averages(facts: Facts) -> dict[Atom, list[Average]]:
+    """What norms divide by, for each leaf, once for each activation."""
+    found: dict[Atom, list[Average]] = {}
+    for value in dict.fromkeys(s.scaled for s in facts.statistics if s.scaled is not None):
+        for number, axis in enumerate(facts.outputs.get(value, ())):
+            for leaf in dict.fromkeys(leaves(axis)):
+                found.setdefault(leaf, []).append(Average(value, number, axis))
+    return found
 
 
 def is_weight(value: ir.Value) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from graphopt.model import clone_model
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -17,11 +19,29 @@ if TYPE_CHECKING:
 
 
 class GraphView:
-    """Facts about ``model``, which must not be edited while the view is in use (make a new view afterwards)."""
+    """Facts about ``model``, which must not be edited while the view is in use (make a new view afterwards).
 
-    def __init__(self, model: ir.Model, *, provider: str = "cpu") -> None:
-        self.model = model
+    With ``shared`` the model belongs to somebody else: ``view.model`` is then a private copy, made when asked for.
+    """
+
+    def __init__(self, model: ir.Model, *, provider: str = "cpu", shared: bool = False) -> None:
+        self._given = model
+        self._shared = shared
         self.provider = provider
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The model to look at; the pipeline hands this very object to ``apply``."""
+        return clone_model(self._given) if self._shared else self._given
+
+    @property
+    def seen(self) -> bool:
+        """Whether anybody has asked for the model."""
+        return "model" in self.__dict__
+
+    def clone(self) -> ir.Model:
+        """A copy to edit freely, for a plan that carries the whole rewritten model."""
+        return clone_model(self._given)
 
     @cached_property
     def graph(self) -> nx.MultiDiGraph[Any]:

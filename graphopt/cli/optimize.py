@@ -42,6 +42,7 @@ def optimize(
     no_cleanup: Annotated[bool, options.flag("--no-cleanup", help="Do not run cleanup first.")] = False,
     keep_best: Annotated[bool, options.flag("--keep-best", help="Write the safe part even on failure.")] = False,
     keep_slower: Annotated[bool, options.flag("--keep-slower", help="Keep passes that slow the model.")] = False,
+    keep_notes: Annotated[bool, options.flag("--keep-notes", help="Keep the exporter's debugging notes.")] = False,
     dry_run: Annotated[bool, options.flag("--dry-run", help="Show the plan, write nothing.")] = False,
     report: Annotated[
         Path | None, options.option("--report", metavar="FILE", help="Also write the result as JSON.")
@@ -77,6 +78,7 @@ def optimize(
         cleanup=False if no_cleanup else None,
         validate_runs=False if no_validate else None,
         keep_slower=True if keep_slower else None,
+        keep_notes=True if keep_notes else None,
     )
     result = pipeline.optimize(
         model,

@@ -8,6 +8,7 @@ from graphopt.model.description import (
     Signature,
     ValueInfo,
     clone_model,
+    drop_exporter_notes,
     file_digest,
     model_bytes,
     provenance,
@@ -15,22 +16,25 @@ from graphopt.model.description import (
     signature,
     source_path,
     stored_bytes,
+    with_graph_of,
 )
 from graphopt.model.foreign import OpaqueType, SparseTensor
-from graphopt.model.graphs import all_graphs, bodies, uncollected
+from graphopt.model.graphs import all_graphs, bodies, uncollected, walk_nodes
 from graphopt.model.hashing import attribute_bytes, digest, structure_digest, tensor_digest
-from graphopt.model.names import make_names_unique
+from graphopt.model.names import Names, make_names_unique
+from graphopt.model.nodes import remove_node, replace_input
 from graphopt.model.opening import is_standard_op, open_model
 from graphopt.model.operators import operator_fault
 from graphopt.model.proto import to_proto
 from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
 from graphopt.model.spilling import SpillFolder
-from graphopt.model.tensors import FileTensor, all_tensors, string_data, tensor_chunks, tensor_window
+from graphopt.model.tensors import FileTensor, all_tensors, same_bytes, string_data, tensor_chunks, tensor_window
 from graphopt.model.upgrading import upgrade_opset
 
 __all__ = [
     "EXTERNAL_ABOVE",
     "FileTensor",
+    "Names",
     "OpaqueType",
     "Signature",
     "SparseTensor",
@@ -42,6 +46,7 @@ __all__ = [
     "bodies",
     "clone_model",
     "digest",
+    "drop_exporter_notes",
     "file_digest",
     "is_standard_op",
     "make_names_unique",
@@ -49,7 +54,10 @@ __all__ = [
     "open_model",
     "operator_fault",
     "provenance",
+    "remove_node",
+    "replace_input",
     "replaceable",
+    "same_bytes",
     "save_model",
     "set_provenance",
     "signature",
@@ -63,4 +71,6 @@ __all__ = [
     "to_proto",
     "uncollected",
     "upgrade_opset",
+    "walk_nodes",
+    "with_graph_of",
 ]

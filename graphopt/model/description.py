@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.errors import ModelError
 from graphopt.model.foreign import SparseTensor
-from graphopt.model.graphs import uncollected
+from graphopt.model.graphs import all_graphs, uncollected
 from graphopt.model.saving import SOURCE_KEY
 from graphopt.model.tensors import all_tensors, string_data, tensor_identity
 
 _PREFIX = "graphopt."
+_EXPORTER_PREFIX, _EXPORTER_SCOPE = "pkg.", "namespace"  #: keys that torch.onnx and onnxscript write
 
 
 def clone_model(model: ir.Model) -> ir.Model:
-    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
-    with uncollected():
-        copy = model.clone()
+    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes).
+
+    Raises ModelError for bodies nested too deep to follow; no file can hold half as many levels.
+    """
+    try:
+        with uncollected():
+            copy = model.clone()
+    except RuntimeError as error:  # onnx_ir wraps what it meets once for each level
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, RecursionError):
+            raise ModelError(f"model {model.graph.name!r}: bodies nested too deep; flatten the control flow") from None
+        raise
     copy.meta.update(model.meta)
     return copy
+
+
+def with_graph_of(model: ir.Model, other: ir.Model) -> ir.Model:
+    """The graph and functions of ``other``, with what else ``model`` says about itself; nothing is copied."""
+    whole = ir.Model(
+        other.graph,
+        ir_version=other.ir_version or 0,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        functions=list(other.functions.values()),
+        metadata_props=dict(model.metadata_props),
+        device_configurations=model.device_configurations,
+    )
+    whole.meta.update(model.meta)
+    return whole
 
 
 def source_path(model: ir.Model) -> Path | None:
@@ -92,3 +124,23 @@ def provenance(model: ir.Model) -> dict[str, str]:
 def set_provenance(model: ir.Model, key: str, value: str) -> None:
     """Note ``value`` under ``graphopt.<key>`` in the model's metadata."""
     model.metadata_props[_PREFIX + key] = value
+
+
+def drop_exporter_notes(model: ir.Model) -> None:
+    """Forget what exporters note for their own debugging in nodes, values and graphs: module paths, source lines.
+
+    A few hundred kilobytes in a file that PyTorch wrote. Metadata under other names stays.
+    """
+    for graph in all_graphs(model):
+        _forget(graph.metadata_props)
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _forget(value.metadata_props)
+        for node in graph:
+            _forget(node.metadata_props)
+            for value in node.outputs:
+                _forget(value.metadata_props)
+
+
+def _forget(notes: MutableMapping[str, str]) -> None:
+    for key in [key for key in notes if key.startswith(_EXPORTER_PREFIX) or key == _EXPORTER_SCOPE]:
+        del notes[key]

@@ -12,9 +12,7 @@ import onnx_ir as ir
 def bodies(node: ir.Node) -> list[ir.Graph]:
     """The graphs nested directly in ``node``'s attributes."""
     found: list[ir.Graph] = []
-    if not len(node.attributes):
-        return found
-    for attr in node.attributes.values():
+    for attr in node.attributes.data.values():
         if attr.type is ir.AttributeType.GRAPH and not attr.is_ref():
             found.append(attr.as_graph())
         elif attr.type is ir.AttributeType.GRAPHS and not attr.is_ref():
@@ -27,9 +25,22 @@ def all_graphs(model: ir.Model) -> list[ir.Graph]:
     graphs = [model.graph]
     for graph in graphs:
         for node in graph:
-            if len(node.attributes):
+            if node.attributes.data:  # most nodes have none, and the mapping around the dict is slow
                 graphs.extend(bodies(node))
     return graphs
+
+
+def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes of the main graph and of every nested body, outer before inner."""
+    stack = [iter(model.graph)]
+    while stack:
+        for node in stack[-1]:
+            yield node
+            if node.attributes.data and (nested := bodies(node)):
+                stack.extend(iter(body) for body in reversed(nested))
+                break
+        else:
+            stack.pop()
 
 
 @contextmanager

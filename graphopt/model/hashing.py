@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from graphopt.model.tensors import FileTensor, MemoryTensor, all_tensors, tensor
 _CACHE_KEY = "graphopt.sha256"
 
 _PIECE = 1 << 20  #: bytes read and hashed at once
+_WORTH_A_THREAD = 1 << 18  #: bytes; what is smaller is hashed before another thread has taken it up
+_FRAME = struct.Struct("<Q").pack  #: in front of each part, so that no two lists of parts read the same
 Content = Callable[[ir.TensorProtocol], bytes]
 
 
@@ -40,17 +43,24 @@ def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
     return sha.digest()
 
 
+def tensor_digests(tensors: Sequence[ir.TensorProtocol]) -> list[bytes]:
+    """``tensor_digest`` of each, large ones several at a time: hashing and reading run outside Python's lock."""
+    large = [tensor for tensor in tensors if tensor.nbytes >= _WORTH_A_THREAD]
+    known: dict[int, bytes] = {}
+    if len(large) > 1:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            known.update(zip(map(id, large), pool.map(tensor_digest, large), strict=True))
+    return [known.get(id(tensor)) or tensor_digest(tensor) for tensor in tensors]
+
+
 def digest(model: ir.Model) -> str:
     """Hex sha256 over topology, operators, attributes, weights by content, and the interface with names and types.
 
     Left out: names of intermediate values, initializers and nodes, the order of nodes that do not depend on each other,
     doc strings, metadata and inferred shapes. Two equal initializers count as two: sharing them changes the digest.
     """
-    known: dict[int, bytes] = {}
-    of_files = [t for t in all_tensors(model) if isinstance(t, FileTensor | MemoryTensor) and _CACHE_KEY not in t.meta]
-    if of_files:
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing and reading run outside Python's lock
-            known.update(zip(map(id, of_files), pool.map(tensor_digest, of_files), strict=True))
+    of_files = [t for t in all_tensors(model) if isinstance(t, FileTensor | MemoryTensor)]
+    known = dict(zip(map(id, of_files), tensor_digests(of_files), strict=True))
 
     def content(tensor: ir.TensorProtocol) -> bytes:
         if id(tensor) not in known:
@@ -81,11 +91,7 @@ def _model_digest(model: ir.Model, content: Content) -> str:
 
 
 def _hash(*parts: bytes) -> bytes:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(len(part).to_bytes(8, "little"))
-        sha.update(part)
-    return sha.digest()
+    return hashlib.sha256(b"".join([piece for part in parts for piece in (_FRAME(len(part)), part)])).digest()
 
 
 def _typed(value: ir.Value) -> str:
@@ -110,27 +116,34 @@ def _graph_digest(graph: ir.Graph, outer: dict[int, bytes], content: Content, *,
 
 def _digest_nodes(graph: Iterable[ir.Node], known: dict[int, bytes], content: Content, depth: int) -> list[bytes]:
     digests: list[bytes] = []
+    kinds: dict[tuple[object, ...], bytes] = {}
     local = {id(out) for node in graph for out in node.outputs}
     waiting, stalled = deque(graph), 0
     while waiting:
         node = waiting.popleft()
-        ready = all(id(v) in known or id(v) not in local for v in node.inputs if v is not None)
-        if not ready and stalled <= len(waiting):
+        inputs = [b"absent" if v is None else known.get(id(v)) or _unknown(v, local) for v in node.inputs]
+        if None in inputs and stalled <= len(waiting):
             waiting.append(node)
             stalled += 1
             continue
         stalled = 0
-        inputs = [known.get(id(v), b"undefined") if v is not None else b"absent" for v in node.inputs]
+        described = (node.domain, node.op_type, node.overload, len(node.outputs))
+        kind = kinds.get(described) or kinds.setdefault(described, str(described).encode())
         attributes = [
-            _hash(name.encode(), _attribute(node.attributes[name], known, content, depth))
-            for name in sorted(node.attributes)
+            _hash(name.encode(), _attribute(attr, known, content, depth))
+            for name, attr in sorted(node.attributes.data.items())
         ]
-        kind = str((node.domain, node.op_type, node.overload, len(node.outputs))).encode()
-        whole = _hash(b"node", kind, b"inputs", *inputs, b"attributes", *attributes)
+        held = [part or b"undefined" for part in inputs]
+        whole = _hash(b"node", kind, b"inputs", *held, b"attributes", *attributes)
         digests.append(whole)
         for i, out in enumerate(node.outputs):
-            known[id(out)] = _hash(whole, str(i).encode())
+            known[id(out)] = _hash(whole, str(i).encode()) if i else whole
     return digests
+
+
+def _unknown(value: ir.Value, local: set[int]) -> bytes | None:
+    """None while ``value`` waits for the node of this graph that makes it."""
+    return None if id(value) in local else b"undefined"
 
 
 def _attribute(attr: ir.Attr, known: dict[int, bytes], content: Content, depth: int) -> bytes:

@@ -18,13 +18,14 @@ from graphopt.errors import ModelError
 from graphopt.model.foreign import SparseTensor
 from graphopt.model.interrupts import InterruptGate
 from graphopt.model.proto import tensor_proto, to_proto
+from graphopt.model.readback import read_back, read_back_data
 from graphopt.model.tensors import FileTensor, all_tensors, tensor_chunks, tensor_identity
 from graphopt.model.wire import length_tag
 
 EXTERNAL_ABOVE = 1_500_000_000  #: bytes of weights; larger models get a data file beside them
 _PROTOBUF_LIMIT = 2_000_000_000
 _KERNEL_COPY_FROM = 1 << 20  #: bytes; smaller tensors are copied through a buffer
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _GRAPH_SPARSE_INITIALIZER, _TENSOR_RAW = 7, 5, 15, 9
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW = 7, 5, 9
 _KEEP_INLINE = 1024  #: bytes; smaller tensors stay in the .onnx even when the rest is external
 SOURCE_KEY = "graphopt.source"  #: ``model.meta`` key: the path a model was opened from
 
@@ -37,8 +38,9 @@ def save_model(
     """Write ``model`` to ``path``; returns the files written, the ``.onnx`` first.
 
     The weights go into the file, or into ``<name>.data`` beside it when they exceed 1.5 GB or ``external`` is true.
-    Both are written under temporary names, synced and renamed: whatever happens (full disk, Ctrl-C), there is either
-    the whole model or nothing. Weights on disk are copied in pieces. ``progress(done, total)`` counts bytes.
+    Both are written under temporary names, synced, read back and compared, and renamed: whatever happens (full disk,
+    Ctrl-C), there is either the whole model or nothing. Weights on disk are copied in pieces. ``progress(done, total)``
+    counts bytes.
 
     Raises ModelError when the target is the file the model comes from, or cannot be written.
     """
@@ -196,14 +198,18 @@ class _Meter:
 
 
 def _write(layout: _Layout, files: list[Path], progress: ProgressCallback | None) -> None:
+    """Write both files and read them back. Raises OSError when that fails, or when something else comes back."""
     meter = _Meter(sum(t.nbytes for t in all_tensors(layout.model) if _streams(t)), progress)
     if layout.slots:
         with _created(files[1]) as out:
             for offset, tensor in layout.slots.values():
                 out.write(b"\0" * (offset - out.tell()))
                 _copy(tensor, out, meter)
+        read_back_data(files[1], list(layout.slots.values()))
+    message, streamed = _message(layout)
     with _created(files[0]) as out:
-        _write_protobuf(layout, out, meter)
+        _write_protobuf(layout.target, message, streamed, out, meter)
+    read_back(files[0], message, streamed)
 
 
 @contextlib.contextmanager
@@ -245,36 +251,52 @@ def _copied_by_kernel(tensor: FileTensor, out: BinaryIO, meter: _Meter) -> bool:
     return True
 
 
-def _write_protobuf(layout: _Layout, out: BinaryIO, meter: _Meter) -> None:
+Streamed = list[ir.TensorProtocol | None]  #: for each initializer, the tensor whose data follows its header
+
+
+def _message(layout: _Layout) -> tuple[onnx.ModelProto, Streamed]:
+    """The model as it will be stored, without the data of the main graph's weights, and those that hold it."""
+    message = to_proto(layout.model, place=layout.in_protobuf, initializers=False)
+    streamed: Streamed = []
+    for value in layout.model.graph.initializers.values():
+        if value.const_value is None:
+            continue
+        name, tensor = value.name or "", layout.placed(value.const_value)
+        if isinstance(tensor, SparseTensor):
+            message.graph.sparse_initializer.append(tensor.to_proto(name))
+        elif type(tensor) is ir.ExternalTensor or tensor.dtype is ir.DataType.STRING:
+            message.graph.initializer.append(tensor_proto(tensor, name))
+            streamed.append(None)
+        else:
+            message.graph.initializer.add(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+            streamed.append(tensor)
+    return message, streamed
+
+
+def _write_protobuf(target: Path, message: onnx.ModelProto, streamed: Streamed, out: BinaryIO, meter: _Meter) -> None:
     """The model message: everything small through protobuf, the main graph's initializers streamed behind it."""
-    proto = to_proto(layout.model, place=layout.in_protobuf, initializers=False)
-    parts = [
-        _initializer_head(value.name or "", layout.placed(value.const_value))
-        for value in layout.model.graph.initializers.values()
-        if value.const_value is not None
-    ]
-    graph = proto.graph.SerializeToString()
-    proto.ClearField("graph")
-    length = len(graph) + sum(len(head) + (t.nbytes if t is not None else 0) for head, t in parts)
+    rest = onnx.ModelProto()
+    rest.CopyFrom(message)
+    del rest.graph.initializer[:]
+    graph = rest.graph.SerializeToString()
+    rest.ClearField("graph")
+    heads = [_initializer_head(*pair) for pair in zip(message.graph.initializer, streamed, strict=True)]
+    length = len(graph) + sum(map(len, heads)) + sum(tensor.nbytes for tensor in streamed if tensor is not None)
     if length > _PROTOBUF_LIMIT:
-        raise ModelError(f"{layout.target}: {length} bytes do not fit in one protobuf file; save with external data")
-    out.write(proto.SerializeToString())
+        raise ModelError(f"{target}: {length} bytes do not fit in one protobuf file; save with external data")
+    out.write(rest.SerializeToString())
     out.write(length_tag(_MODEL_GRAPH, length))
     out.write(graph)
-    for head, tensor in parts:
+    for head, tensor in zip(heads, streamed, strict=True):
         out.write(head)
         if tensor is not None:
             _copy(tensor, out, meter)
 
 
-def _initializer_head(name: str, tensor: ir.TensorProtocol) -> tuple[bytes, ir.TensorProtocol | None]:
-    """The bytes before a tensor's data inside the graph message, and the tensor if its data follows."""
-    if isinstance(tensor, SparseTensor):
-        body = tensor.to_proto(name).SerializeToString()
-        return length_tag(_GRAPH_SPARSE_INITIALIZER, len(body)) + body, None
-    if type(tensor) is ir.ExternalTensor or tensor.dtype is ir.DataType.STRING:
-        body = tensor_proto(tensor, name).SerializeToString()
-        return length_tag(_GRAPH_INITIALIZER, len(body)) + body, None
-    head = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy()).SerializeToString()
+def _initializer_head(header: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> bytes:
+    """An initializer inside the graph message, up to where the data of ``tensor`` follows."""
+    head: bytes = header.SerializeToString()
+    if tensor is None:
+        return length_tag(_GRAPH_INITIALIZER, len(head)) + head
     head += length_tag(_TENSOR_RAW, tensor.nbytes)
-    return length_tag(_GRAPH_INITIALIZER, len(head) + tensor.nbytes) + head, tensor
+    return length_tag(_GRAPH_INITIALIZER, len(head) + tensor.nbytes) + head

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.model.foreign import SparseTensor
+from graphopt.model.graphs import all_graphs
 from graphopt.model.tensors import DataFile, FileTensor, tensor_chunks, tensor_identity
 
 SPILL_ABOVE = 256 << 20  #: bytes of one model's weights in memory; less than that stays there
@@ -29,7 +30,7 @@ class SpillFolder:
         Raises OSError when the file cannot be written; the model is then as it was.
         """
         found: dict[tuple[object, ...], tuple[ir.TensorProtocol, list[ir.Value]]] = {}
-        for graph in model.graphs():
+        for graph in all_graphs(model):
             for value in graph.initializers.values():
                 tensor = value.const_value
                 if (

@@ -6,14 +6,16 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphopt.model.graphs import all_graphs
+from graphopt.model.graphs import bodies
 
+_CACHED = 1 << 19  #: bytes; two pieces of this size stay in the processor's cache
 CHUNK = 8 << 20  #: bytes of weights held in memory at once while hashing, comparing or copying
 
 
@@ -74,6 +76,10 @@ class FileTensor(ir.ExternalTensor):
         super().__init__(location, offset, length, dtype, shape=shape, name=name, base_dir=folder)
         self.file = file
 
+    @property
+    def nbytes(self) -> int:  # the base class works it out from the shape, every time
+        return self.length or 0
+
     def numpy(self) -> np.ndarray[Any, Any]:
         if self.size == 0:
             return np.zeros(self.shape.numpy(), dtype=self.dtype.numpy())
@@ -108,6 +114,10 @@ class MemoryTensor(ir.LazyTensor):
     ) -> None:
         super().__init__(self._tensor_over_memory, dtype, shape, name=name)
         self.memory = memoryview(data)[offset : offset + length]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.memory)
 
     def _tensor_over_memory(self) -> ir.TensorProtocol:
         if self.dtype.bitwidth < 8:
@@ -144,6 +154,12 @@ def tensor_chunks(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[byte
     data = tensor.memory if isinstance(tensor, MemoryTensor) else memoryview(tensor.tobytes())
     for at in range(0, len(data), size):
         yield data[at : at + size]
+
+
+def same_bytes(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
+    """Whether two tensors hold the same bytes, piece by piece; their types and dims are not looked at."""
+    pieces = zip_longest(tensor_chunks(a, _CACHED), tensor_chunks(b, _CACHED), fillvalue=b"")
+    return all(bytes(x) == bytes(y) for x, y in pieces)  # views would be compared item by item
 
 
 def tensor_window(tensor: ir.TensorProtocol, at: int, length: int) -> bytes:
@@ -192,12 +208,13 @@ def attribute_tensors(attr: ir.Attr) -> list[ir.TensorProtocol]:
 
 def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Every tensor of every scope: initializers, then those in node attributes. Shared ones come repeatedly."""
-    for graph in all_graphs(model):
+    graphs = [model.graph]
+    for graph in graphs:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
         for node in graph:
-            if not len(node.attributes):
-                continue
-            for attr in node.attributes.values():
-                yield from attribute_tensors(attr)
+            if attributes := node.attributes.data:
+                for attr in attributes.values():
+                    yield from attribute_tensors(attr)
+                graphs.extend(bodies(node))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.model import Signature, clone_model, digest
+from graphopt.model import Signature, digest, with_graph_of
 from graphopt.pipeline.registry import AnyPass
 from graphopt.pipeline.result import Cause, FidelityReport
 from graphopt.pipeline.structure import check_structure
@@ -44,29 +44,27 @@ class RejectedError(Exception):
 
 
 def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signature, context: PassContext) -> Edited:
-    """Plan and apply ``transform`` on a clone of ``model``, whose digest is ``before``.
+    """Plan and apply ``transform`` on a copy of ``model``, whose digest is ``before``.
 
     Raises RejectedError with the cause: an exception in the pass, an invalid model, another interface, or a plan and an
     edit that disagree. KeyboardInterrupt passes through.
     """
-    clone = clone_model(model)
     plan: Plan | None = None
+    view = GraphView(model, provider=context.provider, shared=True)
     try:
-        plan = checked(transform.plan(GraphView(clone, provider=context.provider), context))
+        plan = checked(transform.plan(view, context))
         pin(transform, plan)
-        if not plan.empty:
-            editor = GraphEditor(clone)
-            transform.apply(editor, plan)
-            editor.drop_dead()
-        after = digest(clone)
+        edited = _edited(transform, plan, view, model)
+        after = before if edited is None else digest(edited)
     except (Exception, SystemExit) as error:
         raise RejectedError(Cause.FAILED, failure(error), plan=plan, trace=traceback.format_exc()) from error
     if plan.empty:
         if after != before:
             raise RejectedError(Cause.UNTRUTHFUL, "plan() edited the model but claims no change", plan=plan)
         return Edited(model, plan, before)
+    assert edited is not None
     try:
-        check_structure(clone, interface)
+        check_structure(edited, interface)
     except ModelError as error:
         raise RejectedError(Cause.INVALID, str(error), plan=plan) from error
     if after == before:
@@ -74,7 +72,22 @@ def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signatu
         raise RejectedError(
             Cause.UNTRUTHFUL, f"claims {count} change{'s' * (count != 1)}, but the model is the same", plan=plan
         )
-    return Edited(clone, replace(plan, payload=None), after)  # the payload may hold as much as the model
+    return Edited(edited, replace(plan, payload=None, rewritten=None), after)  # they hold as much as the model
+
+
+def _edited(transform: AnyPass, plan: Plan, view: GraphView, model: ir.Model) -> ir.Model | None:
+    """The model after ``plan``; None when it is empty and nobody has had the model in hand."""
+    if plan.empty:
+        return view.model if view.seen else None
+    if plan.rewritten is not None:
+        edited = with_graph_of(model, plan.rewritten)
+        editor = GraphEditor(edited)
+    else:
+        edited = view.model
+        editor = GraphEditor(edited)
+        transform.apply(editor, plan)
+    editor.drop_dead()
+    return edited
 
 
 def checked(plan: object) -> Plan:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 import graphopt
-from graphopt.model import all_tensors, digest, model_bytes
+from graphopt.model import all_tensors, digest, model_bytes, walk_nodes
 from graphopt.model.tensors import tensor_identity
 from graphopt.pipeline.result import Environment, ModelFacts
 from graphopt.runtime.provider import cpu_flags, cpu_name
@@ -29,16 +29,18 @@ def parameter_count(model: ir.Model) -> int:
     return sum(sizes.values())
 
 
-def model_facts(model: ir.Model, path: Path | None = None, files: list[Path] | None = None) -> ModelFacts:
-    """Digest and sizes of ``model``; ``files`` are those it is stored in."""
+def model_facts(
+    model: ir.Model, path: Path | None = None, files: list[Path] | None = None, *, known: str | None = None
+) -> ModelFacts:
+    """Digest (``known``, when it has been taken) and sizes of ``model``; ``files`` are those it is stored in."""
     present = [file for file in files or () if file.is_file()]
     return ModelFacts(
         path=None if path is None else str(path),
-        digest=digest(model),
+        digest=known or digest(model),
         file_bytes=sum(file.stat().st_size for file in present) if present else None,
         weight_bytes=model_bytes(model),
         parameters=parameter_count(model),
-        nodes=sum(1 for _ in model.graph.all_nodes()),
+        nodes=sum(1 for _ in walk_nodes(model)),
     )
 
 

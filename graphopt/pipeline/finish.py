@@ -1,11 +1,11 @@
-"""What stands after the last pass: sign, write beside the target, open again, run, compare, time, move into place."""
+"""What stands after the last pass: sign, write beside the target, run, compare, time, move into place."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
-from graphopt.model import open_model, save_model
+from graphopt.model import drop_exporter_notes, save_model
 from graphopt.pipeline.facts import environment, model_facts
 from graphopt.pipeline.job import Setup
 from graphopt.pipeline.output import publish, staged
@@ -24,12 +24,15 @@ def finish(
 ) -> None:
     """Complete ``report``, and write the file when everything passed or ``keep_best`` asks for the rest."""
     signed = state.model  # private to this run
-    sign(signed, input_digest=setup.digest, resolved=report.recipe, passes=report.passes)
+    if not recipe.keep_notes:
+        drop_exporter_notes(signed)
+    if state.digest != setup.digest:  # an unchanged model must not grow, nor lose what it says of its own making
+        sign(signed, input_digest=setup.digest, resolved=report.recipe, passes=report.passes)
     report.attach(signed)
     _describe_inputs(report, setup)
     state.runs.close()
     if target is None:
-        report.output = model_facts(signed)
+        report.output = model_facts(signed, known=state.digest)
         _measure(report, ModelRuns(signed, setup.inputs, setup.bench.original.sessions), state, setup, talk)
         _check_targets(report, recipe.targets)
     else:
@@ -43,18 +46,14 @@ def finish(
 def _write(
     report: Result, state: State, setup: Setup, targets: Targets, target: Path, *, keep_best: bool, talk: Talk
 ) -> None:
-    talk.step(f"writing {target}" + (", opening it again and running it" if setup.bench.validate else ""))
+    talk.step(f"writing {target}" + (" and running it" if setup.bench.validate else ""))
     with staged(target) as draft:
         files = save_model(report.model, draft)
-        again = open_model(draft)
-        report.output = model_facts(again, None, files)
-        if report.output.digest != state.digest:
-            _fail(report, "the written file does not hold the model that was checked")
+        report.output = model_facts(report.model, None, files, known=state.digest)
         _measure(
             report, ModelRuns(draft, setup.inputs, setup.bench.original.sessions, label=str(target)), state, setup, talk
         )
         _check_targets(report, targets)
-        del again
         if report.passed or keep_best:
             publish(files, target)
             report.output.path = str(target)

@@ -178,13 +178,16 @@ def _group(view: GraphView, ledger: Ledger, clock: Clock, overview: Overview) ->
             layer=layers.pop() if len(layers) == 1 else None,
             touches=list(dict.fromkeys(f"{touch.name}[{touch.axis}]" for touch in group.touches)),
             reasons=list(group.reasons),
+            lossy=group.lossy,
             held_by=[HoldFacts(**asdict(hold)) for hold in holds.get(group, ())],
         )
         (overview.prunable if group.prunable else overview.frozen).append(facts)
     kinds: dict[tuple[object, ...], list[Group]] = {}
     for group in axes.groups:
         kind = tuple(hold.kind for hold in holds.get(group, ())[:1])
-        kinds.setdefault((group.prunable, group.role, group.size, group.parameters, kind), []).append(group)
+        kinds.setdefault((group.prunable, group.lossy, group.role, group.size, group.parameters, kind), []).append(
+            group
+        )
     overview.kinds = [touched(members) for members in kinds.values()]
     for role in dict.fromkeys(group.role for group in axes.prunable):
         overview.cover[role] = touched(axes.by_role(role))

@@ -54,6 +54,8 @@ class GroupFacts(BaseModel):
     """Weights that hold the units, as ``name[axis]``."""
     reasons: list[str] = Field(default_factory=list)
     """Why they cannot be removed; empty when they can."""
+    lossy: bool = False
+    """Whether they can be removed all the same, if norms may average over fewer units: ``prune`` has to be asked."""
     held_by: list[HoldFacts] = Field(default_factory=list)
     """The reasons once more, each with its place."""
 

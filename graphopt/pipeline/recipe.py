@@ -80,6 +80,8 @@ class Recipe(_Part):
     passes: tuple[Step, ...] = ()
     cleanup: bool = True
     """Run ``cleanup`` first when the list does not name it."""
+    keep_notes: bool = False
+    """Keep what exporters note in nodes and values for their own debugging, e.g. the Python modules they come from."""
     data: str | None = None
     """Inputs: ``.npz``, a folder, ``module:function``, or text with a tokenizer. Without it inputs are synthetic."""
     tokenizer: str | None = None

@@ -6,7 +6,7 @@ import enum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 
 from graphopt.pipeline.recipe import Recipe
 
@@ -38,7 +38,7 @@ class Cause(enum.StrEnum):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    """Part of a report. Its fields' comments are for readers: collecting them for a schema would slow every start."""
 
 
 class Site(_Record):

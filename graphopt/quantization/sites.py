@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt.model import walk_nodes
 from graphopt.transform import Declined
 
 MICROSOFT = "com.microsoft"
@@ -113,7 +114,7 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Declined]]:
     """All sites of the main graph and of every nested body, in graph order, and what else holds weights."""
     sites: list[Site] = []
     declined: list[Declined] = []
-    for node in model.graph.all_nodes():
+    for node in walk_nodes(model):
         found = _examine(node)
         if isinstance(found, str):
             declined.append(Declined(node.name or node.op_type, found))
@@ -312,7 +313,7 @@ def _float(node: ir.Node, name: str) -> float:
 def float_products(model: ir.Model) -> int:
     """How many products of two computed operands there are, attention's among them: they hold no weights."""
     count = 0
-    for node in model.graph.all_nodes():
+    for node in walk_nodes(model):
         if node.domain == "" and node.op_type in ("MatMul", "Attention"):
             count += all(v is not None and v.const_value is None for v in node.inputs[:2]) and not isinstance(
                 _examine(node), Linear

@@ -13,6 +13,8 @@ from graphopt.report.tables import plain_table, print_table
 from graphopt.report.units import amount, megabytes, milliseconds, percent, share
 
 _FROZEN_SHOWN, _REASONS_SHOWN, _LAYERS_SHOWN = 8, 2, 24
+#: Of groups that only norms hold.
+_ASKED = "only norms hold it; units go where averages may change: prune(roles=[heads,neurons,hidden])"
 
 
 def print_overview(overview: Overview, console: Console, *, verbose: int = 0) -> None:
@@ -119,6 +121,8 @@ def _print_frozen(overview: Overview, console: Console, verbose: int) -> None:
     console.print(f"[bold]{_plural(len(overview.frozen), 'group')} cannot be pruned{more}[/]", soft_wrap=True)
     for fold in shown:
         console.print(f"  {_figures(fold)}", soft_wrap=True)
+        if fold.first.lossy:
+            console.print(f"      [dim]{escape(_ASKED)}[/]", soft_wrap=True)
         holds = fold.first.held_by
         for hold in holds if verbose else holds[:_REASONS_SHOWN]:
             alike = f"; likewise {len(fold.groups) - 1} more" if len(fold.groups) > 1 else ""

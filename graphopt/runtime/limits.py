@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.model import walk_nodes
 from graphopt.runtime.inputs import Kind, constant_of, input_facts, table_rows
 
 _POSITION_OPS = {"Range", "Shape", "Size", "CumSum"}
@@ -21,7 +22,7 @@ def max_length(model: ir.Model) -> int | None:
     """
     limits = [int(f.high) + 1 for f in input_facts(model) if f.kind is Kind.POSITIONS and f.high < 2**31 - 1]
     memo: dict[int, tuple[bool, bool]] = {}
-    for node in model.graph.all_nodes():
+    for node in walk_nodes(model):
         if node.op_type == "EmbedLayerNormalization" and node.inputs[3] is not None:
             rows = table_rows(node.inputs[3], 0)
             limits += [rows] if rows else []

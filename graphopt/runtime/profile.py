@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, UsageError
-from graphopt.model import clone_model
+from graphopt.model import clone_model, walk_nodes
 from graphopt.runtime.dataset import Feed
 from graphopt.runtime.session import Session
 
@@ -57,7 +57,7 @@ def node_seconds(
     if not names:
         return {}
     renamed = _marked(model)
-    size = sum(1 for _ in model.graph.all_nodes())
+    size = sum(1 for _ in walk_nodes(model))
     possible = _EVENTS // (size * len(feeds))
     warmup = min(warmup, max(possible - 1, 1))
     runs = max(1, min(runs, possible - warmup))
@@ -77,7 +77,7 @@ def node_seconds(
 def _marked(model: ir.Model) -> ir.Model:
     """A clone whose main-graph nodes are named by their position, and whose other nodes have no name that counts."""
     clone = clone_model(model)
-    for node in clone.graph.all_nodes():
+    for node in walk_nodes(clone):
         node.name = None
     for position, node in enumerate(clone.graph):
         node.name = f"{_MARK}{position}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
 from graphopt.passes.cleaning.constants import constant, int_attribute, is_onnx
 
 _EPSILON = 1e-5  #: the standard's default
@@ -21,7 +21,7 @@ def fold_batch_norms(editor: GraphEditor) -> int:
     Leaves:   a normalisation in front of its convolution (an activation stands between, or padding sees other zeros).
     """
     count = 0
-    for node in list(editor.model.graph.all_nodes()):
+    for node in list(walk_nodes(editor.model)):
         if is_onnx(node, "BatchNormalization") and node.graph is not None and _fold(editor, node):
             count += 1
     return count

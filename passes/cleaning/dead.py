@@ -5,14 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
+from graphopt.model import all_graphs
 
 
 def drop_dead_code(editor: GraphEditor) -> int:
     """Drop dead nodes and weights in every scope; unused graph inputs stay. Returns how many went."""
     before = _size(editor.model)
     editor.drop_dead()
-    RemoveUnusedNodesPass()(editor.model)  # unused optional outputs
+    if any(len(node.outputs) > 1 for node in walk_nodes(editor.model)):
+        RemoveUnusedNodesPass()(editor.model)  # unused optional outputs
     return before - _size(editor.model)
 
 
@@ -24,4 +26,4 @@ def drop_unused_opsets(model: ir.Model) -> int:
 
 
 def _size(model: ir.Model) -> int:
-    return sum(len(graph) + len(graph.initializers) for graph in model.graphs())
+    return sum(len(graph) + len(graph.initializers) for graph in all_graphs(model))

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
 from graphopt.model import SparseTensor
 from graphopt.passes.cleaning.constants import READ_LIMIT, constant, is_onnx
 
@@ -52,7 +51,7 @@ def fold_constants(editor: GraphEditor, limit: int) -> int:
     opset = editor.graph.opset_imports.get("", 1)
     count = 0
     sizes = _Sizes(opset)
-    for node in list(editor.model.graph.all_nodes()):
+    for node in list(walk_nodes(editor.model)):
         if is_onnx(node, "Cast", *_TRUSTED):
             results = _evaluate(node, sizes, limit)
             if results is None:
@@ -225,6 +224,8 @@ def _compute(
         [onnx.ValueInfoProto(name=name) for name in outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    from onnx.reference import ReferenceEvaluator  # takes long to import, and most models fold nothing
+
     try:
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(model).run(

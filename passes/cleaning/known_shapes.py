@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
 from graphopt.passes.cleaning.constants import int_attribute, int_list, is_onnx, small_array
 
 
@@ -16,7 +16,7 @@ def fold_known_dims(editor: GraphEditor) -> int:
               Slice(Shape(x), a, b) over such dims only. Symbolic dims are never touched.
     """
     count = 0
-    for node in list(editor.model.graph.all_nodes()):
+    for node in list(walk_nodes(editor.model)):
         known = _known_result(node)
         if known is None:
             continue

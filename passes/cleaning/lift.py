@@ -9,7 +9,7 @@ from onnx_ir.passes.common import (
     LiftSubgraphInitializersToMainGraphPass,
 )
 
-from graphopt.model import make_names_unique
+from graphopt.model import all_graphs, make_names_unique, walk_nodes
 
 
 def inline_functions(model: ir.Model) -> int:
@@ -25,13 +25,19 @@ def inline_functions(model: ir.Model) -> int:
 
 def lift_constants(model: ir.Model) -> int:
     """Turn ``Constant`` nodes of all scopes into main-graph initializers; those that are a body's output stay."""
-    count = sum(1 for node in model.graph.all_nodes() if node.op_type == "Constant" and not node.domain)
-    count += sum(len(graph.initializers) for graph in model.graphs() if graph is not model.graph)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    LiftSubgraphInitializersToMainGraphPass()(model)
-    count -= sum(1 for node in model.graph.all_nodes() if node.op_type == "Constant" and not node.domain)
-    count -= sum(len(graph.initializers) for graph in model.graphs() if graph is not model.graph)
+    count = _liftable(model)
+    if count:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        LiftSubgraphInitializersToMainGraphPass()(model)
+        count -= _liftable(model)
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.type is None:
             value.type = ir.TensorType(value.const_value.dtype)
     return count
+
+
+def _liftable(model: ir.Model) -> int:
+    """Constant nodes, and initializers of bodies."""
+    return sum(1 for node in walk_nodes(model) if node.op_type == "Constant" and not node.domain) + sum(
+        len(graph.initializers) for graph in all_graphs(model) if graph is not model.graph
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
 from graphopt.passes.cleaning.constants import constant, int_attribute, int_list, is_onnx, small_array
 
 _SINGLE = ("Concat", "Sum", "Max", "Min", "Mean")
@@ -19,7 +19,7 @@ def drop_noops(editor: GraphEditor) -> int:
     Leaves:   an Identity between a graph input or initializer and a graph output (it carries the name).
     """
     count = 0
-    for node in list(editor.model.graph.all_nodes()):
+    for node in list(walk_nodes(editor.model)):
         if node.graph is None or not node.outputs:
             continue
         if _is_noop(node, editor.graph.opset_imports.get("", 1)) and _removable(node):

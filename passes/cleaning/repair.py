@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
 from graphopt.passes.cleaning.constants import is_onnx, small_array
 from graphopt.transform import Change
 
@@ -25,7 +25,7 @@ def expand_operands(editor: GraphEditor) -> list[Change]:
     """
     changes = []
     made: dict[tuple[object, ...], ir.Value] = {}
-    for node in list(editor.model.graph.all_nodes()):
+    for node in list(walk_nodes(editor.model)):
         if node.domain:
             continue
         for index, lengths in _short_operands(node):
@@ -51,7 +51,7 @@ def scalar_bounds(editor: GraphEditor) -> int:
     so where folding made the constant, the model would no longer load.
     """
     made: dict[ir.Value, ir.Value] = {}
-    for node in list(editor.model.graph.all_nodes()):
+    for node in list(walk_nodes(editor.model)):
         if not is_onnx(node, "Range"):
             continue
         for index, value in enumerate(node.inputs):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
-from graphopt.model import string_data, tensor_chunks, tensor_window
+from graphopt.model import same_bytes, string_data, tensor_window
 
 _SAMPLE = 64  #: bytes read at each sampled place
 _PLACES = 5
@@ -71,13 +71,4 @@ def _share(editor: GraphEditor, candidates: list[ir.Value]) -> int:
 
 def _equal(a: ir.Value, b: ir.Value) -> bool:
     assert a.const_value is not None and b.const_value is not None
-    if a.const_value is b.const_value:
-        return True
-    return all(x == y for x, y in zip(_pieces(a.const_value), _pieces(b.const_value), strict=True))
-
-
-def _pieces(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
-    if tensor.dtype is ir.DataType.STRING:
-        yield repr(string_data(tensor)).encode()
-        return
-    yield from tensor_chunks(tensor)
+    return a.const_value is b.const_value or same_bytes(a.const_value, b.const_value)

@@ -7,7 +7,7 @@ import logging
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
-from graphopt.model import all_graphs, clone_model, make_names_unique, structure_digest
+from graphopt.model import all_graphs, clone_model, make_names_unique, structure_digest, walk_nodes
 from graphopt.passes.cleaning.constants import is_onnx
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
     trial = clone_model(model)
     before = structure_digest(trial)
     _name_cast_types(trial)
-    if any(_mishandled(node, trial.graph.opset_imports.get("", 1)) for node in trial.graph.all_nodes()):
+    if any(_mishandled(node, trial.graph.opset_imports.get("", 1)) for node in walk_nodes(trial)):
         return model, 0
     inputs = [(v, v.name, v.type, _copied(v.shape)) for v in trial.graph.inputs]
     outputs = [(v.name, v.type, _copied(v.shape)) for v in trial.graph.outputs]
@@ -65,7 +65,7 @@ def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
     make_names_unique(trial)
     if structure_digest(trial) == before:
         return model, 0
-    old, new = (len(list(m.graph.all_nodes())) for m in (model, trial))
+    old, new = (len(list(walk_nodes(m))) for m in (model, trial))
     # The branches the library threw away still count as readers of outer values; a clone does not have them.
     return clone_model(trial), max(1, old - new)
 
@@ -73,7 +73,7 @@ def simplify_symbolically(model: ir.Model) -> tuple[ir.Model, int]:
 def _name_cast_types(model: ir.Model) -> None:
     """CastLike(x, y) -> Cast(x) to y's type where that is known; the library would forget how values saturate."""
     editor = GraphEditor(model)
-    for node in list(model.graph.all_nodes()):
+    for node in list(walk_nodes(model)):
         if not is_onnx(node, "CastLike") or node.inputs[1] is None or node.inputs[1].dtype is None:
             continue
         attributes = {"to": int(node.inputs[1].dtype), **{a.name: a.value for a in node.attributes.values()}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
+from graphopt.editing import GraphEditor, walk_nodes
 from graphopt.passes.cleaning.constants import constant, is_onnx
 
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
@@ -20,7 +20,7 @@ def drop_zero_states(editor: GraphEditor) -> int:
     """
     count = 0
     known: dict[ir.Value, bool] = {}
-    for node in editor.model.graph.all_nodes():
+    for node in walk_nodes(editor.model):
         for index in _STATES.get(node.op_type, ()) if not node.domain else ():
             value = node.inputs[index] if index < len(node.inputs) else None
             if value is not None and _is_zero(value, known):

@@ -14,7 +14,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.budget import Footprint, allocate, removal_stops, time_shares
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
-from graphopt.importance import CRITERIA, Curve, Moments, collect_moments, consumers
+from graphopt.importance import CRITERIA, Curve, Moments, collect_moments, consumers, normalisers
 from graphopt.lowering import Lowering, Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
@@ -58,7 +58,7 @@ class Search:
         self.consumers = {g: [c for c in consumers(g) if c.node.graph is main] for g in groups}
         self.order = {node.name: i for i, node in enumerate(view.model.graph)}
         self.footprint = Footprint(groups)
-        self.stops = [removal_stops(g.size, round_to or default_step(g)) for g in groups]
+        self.stops = [removal_stops(g.size, round_to or default_step(g), g.least) for g in groups]
         if criterion == "auto":
             criterion = "reconstruction" if self.measured else "magnitude"
         if not self.measured:
@@ -69,7 +69,8 @@ class Search:
         self.moments: dict[Source, Moments] = {}
         if self.measured:
             readers = [c.lowering for found in self.consumers.values() for c in found]
-            self.moments = collect_moments(view.model, ctx, readers)
+            norms = [norm for group in groups for norm in normalisers(group) if norm.average.value.graph is main]
+            self.moments = collect_moments(view.model, ctx, [*readers, *norms])
         self.curves = [self._curve(group, criterion) for group in groups]
         if self.measured:
             self.curves = self._scaled_by_divergence(self.curves)
@@ -88,15 +89,19 @@ class Search:
         scaled = []
         with self.ctx.progress("probe groups", len(curves)) as bar:
             for group, curve in zip(self.groups, curves, strict=True):
-                count = max(1, int(PROBED * group.size))
+                count = min(max(1, int(PROBED * group.size)), group.size - group.least)
                 (divergence,) = self.ctx.divergences([self._probe(group, curve.order[:count])], limit=PROBE_SAMPLES)
                 scaled.append(curve.scaled(max(divergence, 0.0) / max(curve.damage[count], 1e-12)))
                 bar.advance()
         return scaled
 
     def _probe(self, group: Group, units: np.ndarray) -> ir.Model:
-        """The model with one group pruned and its consumers refitted from the moments at hand."""
-        readers = [c for c in self.consumers[group] if c.lowering.refittable]
+        """The model with one group pruned and its consumers refitted from the moments at hand.
+
+        Where norms average over the units, the moments are no longer those of what the consumers read: a norm centres
+        and scales the units that stay anew, which would undo a mean that was folded in. Such a group is only sliced.
+        """
+        readers = [c for c in self.consumers[group] if c.lowering.refittable and not group.lossy]
         columns = self._columns({group.name: units}, [c.lowering for c in readers])
         patches = [
             refit_from_moments(c, self.moments[c.lowering.source], units, columns.get(c.node.name or ""))
@@ -145,12 +150,13 @@ class Search:
         return {g.name: n for g, n in zip(self.groups, counts, strict=True) if n}, self._take(counts)
 
     def repeat(self, counts: Counts) -> Decision:
-        """The decision for given counts. Raises PassError for a group that is not there or would lose all its units."""
+        """The decision for given counts. Raises PassError for a group that is not there or cannot lose so many."""
         sizes = {group.name: group.size for group in self.groups}
+        least = {group.name: group.least for group in self.groups}
         for name, count in counts.items():
             if name not in sizes:
                 raise PassError(f"counts: no prunable group {name!r} here; there are: {', '.join(sizes)}")
-            if count >= sizes[name]:
+            if count > sizes[name] - least[name]:
                 raise PassError(f"counts: {name} has {sizes[name]} units, {count} cannot go; name fewer")
         return self._take([counts.get(group.name, 0) for group in self.groups])
 

@@ -52,3 +52,10 @@ def test_a_slower_pass_left_out_once_stays_out(plugin, mlp, tmp_path):
     assert [step.skip for step in result.recipe.passes if step.name == "slow"] == ["slower"]
     graphopt.optimize(mlp, result.recipe, output=tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_model_that_needs_nothing_does_not_grow(mlp, tmp_path):
+    once = graphopt.optimize(mlp, "cleanup", output=tmp_path / "once.onnx")
+    again = graphopt.optimize(once.path, "cleanup", output=tmp_path / "again.onnx")
+    assert [item.status for item in again.passes] == ["unchanged"]
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "once.onnx").read_bytes()

@@ -170,6 +170,9 @@ def test_a_frozen_group_names_the_node_the_operand_and_the_axis(tmp_path):
     assert (hold.op, hold.operand, hold.value, hold.axis) == ("LayerNormalization", "input 0", "a", 1)
     assert explain(hold).endswith("(input 0, 'a', axis 1)")
     assert hold.node in hold.reason
+    out = io.StringIO()
+    print_overview(inspect_model(tmp_path / "m.onnx"), Console(file=out, width=100))
+    assert hidden.lossy and "prune(roles=[" in out.getvalue()
 
 
 def test_parameters_are_described_as_users_write_them():

@@ -25,6 +25,10 @@ def ops(names: str) -> frozenset[str]:
 ROW_KEEPING = frozenset({"Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Where"})
 
 
+#: What numbers of members pass through on their way to a Gather, unchanged.
+SHAPES_NUMBERS = frozenset({"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
 class Event(enum.StrEnum):
     """What happens to an axis at a node; decides the role of a group."""
 
@@ -78,6 +82,17 @@ class Summed:
     outputs: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """``node`` takes something over ``axis`` (a mean and a variance, a softmax), of the members that there are."""
+
+    node: ir.Node
+    axis: Atom
+    scaled: ir.Value | None = None  #: the activation whose mean square is divided by, where there is one
+    least: int = 1  #: members that there must be
+    numbers: ir.Value | None = None  #: an output that holds numbers of members
+
+
 @dataclass(slots=True)
 class Facts:
     """Everything the rules of one graph collect."""
@@ -89,6 +104,9 @@ class Facts:
     sizes: list[SizeOperand | SizeAttribute] = field(default_factory=list)
     sources: dict[SizeOperand, frozenset[Atom]] = field(default_factory=dict)  #: axes a computed size is read from
     summed: list[Summed] = field(default_factory=list)
+    numbers: dict[ir.Value, Atom] = field(default_factory=dict)  #: indices, and the axis whose members they number
+    picked: set[ir.Value] = field(default_factory=set)  #: weights that were picked by numbers, for each token its own
+    statistics: list[Statistic] = field(default_factory=list)
     events: list[tuple[Event, Atom, ir.Node]] = field(default_factory=list)
     constants: set[ir.Value] = field(default_factory=set)  #: values computed from initializers alone
     unknown: dict[str, int] = field(default_factory=dict)  #: op types without a rule, with their number of nodes
@@ -171,6 +189,14 @@ class NodeAxes:
         """Whether the input is computed from initializers alone."""
         return self.has(index) and self.value(index) in self.facts.constants
 
+    def holds_weights(self, index: int) -> bool:
+        """Whether the input is a weight, or weights that were picked for each token."""
+        value: ir.Value | None = self.value(index)
+        while value is not None and value not in self.facts.picked:
+            maker = value.producer()
+            value = maker.inputs[0] if maker is not None and maker.op_type in SHAPES_NUMBERS else None
+        return value is not None or self.is_weight(index)
+
     def averages(self) -> bool:
         """Whether the first operand holds attention probabilities: a Softmax reaches it through ops that keep rows."""
         frontier = self.node.inputs[:1]
@@ -199,6 +225,37 @@ class NodeAxes:
         for axis in axes:
             if not axis.trivial:
                 freeze(axis, f"{why} by {self.label}")
+
+    def normalised(self, axes: Iterable[Atom], scaled: ir.Value | None, why: str = "normalised") -> None:
+        """One statistic is taken over all members of these axes: the mean square of ``scaled``, if that is a value.
+
+        Members of a single axis can leave if it may become that of the members that stay: the op is the same at every
+        width. Several axes at once keep their members, and so do positions (dynamic axes).
+        """
+        real = [axis for axis in axes if not axis.trivial]
+        self.event(Event.NORMALIZED, real)
+        if len(real) != 1 or not real[0].static:
+            self.freeze(real, why)
+            return
+        freeze(real[0], f"{why} by {self.label}", statistic=True)
+        self.facts.statistics.append(Statistic(self.node, real[0], scaled))
+
+    def competing(self, axis: Atom, least: int = 1, numbers: ir.Value | None = None) -> None:
+        """Members have scores, of which minus infinity has no effect: each can leave as long as ``least`` stay.
+
+        ``numbers`` is the output that tells which were picked; nothing but ``numbered`` may read it.
+        """
+        self.facts.statistics.append(Statistic(self.node, axis, least=least, numbers=numbers))
+        if numbers is not None:
+            self.facts.numbers[numbers] = axis
+
+    def numbered(self, index: int) -> Atom | None:
+        """The axis whose members an input numbers, if they were picked by scores and have only changed their shape."""
+        value: ir.Value | None = self.value(index)
+        while value is not None and value not in self.facts.numbers:
+            maker = value.producer()
+            value = maker.inputs[0] if maker is not None and maker.op_type in SHAPES_NUMBERS else None
+        return self.facts.numbers[value] if value is not None else None
 
     def ignore(self, *indices: int) -> None:
         """These inputs carry no axes worth relating (shape operands, scalars)."""

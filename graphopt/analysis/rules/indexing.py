@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 
 from graphopt.analysis.atoms import concat, unify
-from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
+from graphopt.analysis.rules.context import MICROSOFT, SHAPES_NUMBERS, Event, NodeAxes, rule
+
+#: Inputs that hold numbers of members and use them for nothing else than to find the members.
+LOOKED_UP = {("", "Gather", 1), ("", "GatherElements", 1), ("", "ScatterElements", 1)}
 
 
 @rule("Gather")
@@ -19,6 +23,14 @@ def gather(node: NodeAxes) -> None:
     node.same(data[axis + 1 :], out[axis + len(indices) :])
     node.same(indices, out[axis : axis + len(indices)])
     rows = data[axis]
+    bank = node.numbered(1)
+    if bank is not None and rows.size == bank.size:  # matrices of experts, or rows of a table of them
+        unify(rows, bank)
+        if node.is_weight(0):
+            node.event(Event.EXPERTS, [bank])
+            node.event(Event.WEIGHTED, [bank])
+            node.facts.picked.add(node.node.outputs[0])
+        return
     if picked is None or not rows.static or picked.size != 1:
         node.freeze([rows, *out[axis : axis + len(indices)]], "indexed by data")
         return
@@ -31,15 +43,22 @@ def gather(node: NodeAxes) -> None:
 
 @rule("GatherElements", "ScatterElements", "Scatter")
 def along_axis(node: NodeAxes) -> None:
-    """Indices say where along ``axis``; other axes pass where indices span them, and are cut where they do not."""
+    """Indices say where along ``axis``; other axes pass where indices span them, and are cut where they do not.
+
+    The members of ``axis`` that competed for these indices may leave: their numbers are not among them.
+    """
     data, indices, out = node.axes(0), node.axes(1), node.out()
     axis = node.attr("axis", 0) % len(data)
     gathers = node.node.op_type == "GatherElements"
     node.same(indices, out if gathers else node.axes(2))
     if not gathers:
         node.same(data, out)
+    bank = node.numbered(1)
     for i, (x, y) in enumerate(zip(data, indices, strict=True)):
-        if i == axis or x.size != y.size:
+        if i == axis and bank is not None and x.size == bank.size:
+            unify(x, bank)
+            node.freeze([y], "indexed")
+        elif i == axis or x.size != y.size:
             node.freeze([x, y], "indexed")
         else:
             unify(x, y)
@@ -61,14 +80,35 @@ def by_tuple(node: NodeAxes) -> None:
 
 @rule("TopK")
 def best(node: NodeAxes) -> None:
-    """Members compete along ``axis``; the others pass."""
+    """Members compete along ``axis``; the others pass.
+
+    A member leaves as if its score were the worst there is, if its number is only used to pick what it stands for.
+    """
     axes = node.axes(0)
     axis = node.attr("axis", -1) % len(axes)
-    node.freeze([axes[axis]], "sorted")
-    node.ignore(1)
+    count = node.constant(1)
+    picked = node.node.outputs[1] if node.has_out(1) else None
+    if count is None or not axes[axis].static or not node.attr("largest", 1) or _misread(picked):
+        node.freeze([axes[axis]], "sorted")
+    else:
+        node.competing(axes[axis], int(count.reshape(-1)[0]), picked)
     for out in (node.out(i) for i in (0, 1) if node.has_out(i)):
         node.freeze([out[axis]], "sorted")
         node.same([a for i, a in enumerate(axes) if i != axis], [a for i, a in enumerate(out) if i != axis])
+
+
+def _misread(numbers: ir.Value | None) -> bool:
+    """Whether anything does more with numbers of members than to look the members up."""
+    pending = [numbers] if numbers is not None else []
+    for value in pending:
+        if value.is_graph_output():
+            return True
+        for reader, index in value.uses():
+            if reader.domain == "" and reader.op_type in SHAPES_NUMBERS and index == 0:
+                pending.extend(reader.outputs)
+            elif (reader.domain, reader.op_type, index) not in LOOKED_UP:
+                return True
+    return False
 
 
 @rule("Compress")
@@ -167,12 +207,27 @@ def reduced_axes(node: NodeAxes, rank: int) -> list[int]:
     *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
 )
 def reduce(node: NodeAxes) -> None:
-    """Reduced axes are mixed, since a removed member would change the result even when it is zero; the others pass."""
+    """Reduced axes are mixed, since a removed member would change the result even when it is zero; the others pass.
+
+    A mean is what exporters spell a LayerNormalization with: it divides by however many members there are.
+    """
     axes = node.axes(0)
     gone = reduced_axes(node, len(axes))
-    node.freeze([axes[i] for i in gone], "reduced")
-    node.event(Event.NORMALIZED, [axes[i] for i in gone])
+    if node.node.op_type == "ReduceMean":
+        node.normalised([axes[i] for i in gone], _square_root(node), "reduced")
+    else:
+        node.freeze([axes[i] for i in gone], "reduced")
+        node.event(Event.NORMALIZED, [axes[i] for i in gone])
     out = list(node.out())
     if node.attr("keepdims", 1):
         out = [a for i, a in enumerate(out) if i not in gone]
     node.same([a for i, a in enumerate(axes) if i not in gone], out)
+
+
+def _square_root(node: NodeAxes) -> ir.Value | None:
+    """What a Pow or a product with itself made the reduced squares from."""
+    maker = node.value(0).producer()
+    if maker is None or maker.op_type not in ("Pow", "Mul"):
+        return None
+    root, other = maker.inputs
+    return root if maker.op_type == "Pow" or root is other else None

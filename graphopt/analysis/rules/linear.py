@@ -25,7 +25,7 @@ def contract(
         batch -= 1
     node.broadcast([a[:-2], b[:-2]], out[:batch])
     node.summed(a[-1], *inputs)
-    if any(node.is_weight(i) for i in inputs):
+    if any(node.holds_weights(i) for i in inputs):
         node.event(Event.WEIGHTED, [a[-1]])
         node.event(Event.EXPERTS, b[:-2] if node.is_weight(inputs[1]) else [])  # a bank of matrices
     elif node.averages():

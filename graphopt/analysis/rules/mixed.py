@@ -55,7 +55,7 @@ _MICROSOFT: dict[str, str] = {
     "All elements are looked at together.": "IsAllFinite SampleOp",
     "Weights are packed in blocks, by a layout that is not that of a tensor.": (
         "DequantizeBFP GatherPacked GemmFloat8 MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulFpQ4 "
-        "MatMulBnb4 MatMulNBitsMlp MatMulNBitsQLoRA MatMulNBitsQkv MatMulPacked MoEPacked QMoE QuantizeBFP"
+        "MatMulBnb4 MatMulNBitsMlp MatMulNBitsQLoRA MatMulNBitsQkv MatMulPacked MoEPacked QuantizeBFP"
     ),
     "Elements lie in the order that a CUDA kernel wants them in.": (
         "DequantizeWithOrder QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention "

@@ -1,8 +1,10 @@
-"""Ops that normalise along an axis: its members share a statistic, so none can leave; the other axes pass."""
+"""Ops that normalise along an axis: its members share a statistic that changes when one leaves; other axes pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, unify
 from graphopt.analysis.rules.context import MICROSOFT, Event, NodeAxes, rule
@@ -16,9 +18,24 @@ def softmax(node: NodeAxes) -> None:
     axis = node.attr("axis", 1 if old else -1) % len(axes)
     mixed = axes[axis:] if old else [axes[axis]]
     node.same(axes, node.out())
-    node.freeze(mixed, "normalised")
+    if len(mixed) == 1 and mixed[0].static and _only_ranked(node, axis):
+        node.competing(mixed[0])
+    else:
+        node.freeze(mixed, "normalised")
     if axis == len(axes) - 1:  # [..., heads, queries, keys]
         node.event(Event.HEADS, axes[:-2])
+
+
+def _only_ranked(node: NodeAxes, axis: int) -> bool:
+    """Whether nothing but TopK reads the result, along the same axis: what routers do with their logits."""
+    uses = [use.node for use in node.node.outputs[0].uses()]
+    rank = len(node.out())
+    ranked = all(reader.op_type == "TopK" and _attribute(reader, "axis", -1) % rank == axis for reader in uses)
+    return bool(uses) and ranked and node.node.op_type == "Softmax" and not node.node.outputs[0].is_graph_output()
+
+
+def _attribute(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 @rule("BiasSoftmax", domain=MICROSOFT)
@@ -37,8 +54,7 @@ def layer_normalization(node: NodeAxes) -> None:
     axis = node.attr("axis", -1) % len(axes)
     node.same(axes, node.out())
     node.broadcast([node.axes(i) for i in (1, 2) if node.has(i)], axes)
-    node.freeze(axes[axis:], "normalised")
-    node.event(Event.NORMALIZED, axes[axis:])
+    node.normalised(axes[axis:], node.value(0))
     for i in range(1, len(node.node.outputs)):
         if node.has_out(i):
             node.same(axes[:axis], node.out(i)[:axis])
@@ -52,8 +68,7 @@ def skip_layer_normalization(node: NodeAxes) -> None:
     node.broadcast([node.axes(i) for i in range(1, len(node.node.inputs)) if node.has(i)], axes)
     if node.has_out(3):
         node.same(axes, node.out(3))
-    node.freeze(axes[-1:], "normalised")
-    node.event(Event.NORMALIZED, axes[-1:])
+    node.normalised(axes[-1:], node.node.outputs[3] if node.has_out(3) else None)
 
 
 @rule("EmbedLayerNormalization", domain=MICROSOFT)
@@ -68,7 +83,10 @@ def embed_layer_normalization(node: NodeAxes) -> None:
     for i in (5, 6):
         if node.has(i):
             unify(node.axes(i)[0], width)
-    node.freeze([width], "normalised")
+    summed = node.node.outputs[2] if node.has_out(2) else None
+    if summed is not None:
+        node.same(node.out(), node.out(2))
+    node.normalised([width], summed)
     node.ignore(0, 1, 7, 8)
 
 
