@@ -8,7 +8,7 @@ measured at the model's outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -134,7 +134,15 @@ class Curve:
         return Curve(self.order, self.damage * factor)
 
 
-Criterion = Callable[[Group, Mapping[Source, Moments]], Curve]
+@dataclass(frozen=True, eq=False, slots=True)
+class Evidence:
+    """What criteria may look at: moments of what contractions read, and gradients [N, units] of gates, by group."""
+
+    moments: Mapping[Source, Moments] = field(default_factory=dict)
+    gradients: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+Criterion = Callable[[Group, Evidence], Curve]
 
 
 def _additive(scores: np.ndarray) -> Curve:
@@ -142,12 +150,12 @@ def _additive(scores: np.ndarray) -> Curve:
     return Curve(order, np.concatenate([[0.0], np.cumsum(scores[order])]))
 
 
-def magnitude(group: Group, moments: Mapping[Source, Moments]) -> Curve:
-    """Share of the squared weight norm, once for each consumer: the file alone decides (``moments`` is not read).
+def magnitude(group: Group, evidence: Evidence) -> Curve:
+    """Share of the squared weight norm, once for each consumer: the file alone decides (``evidence`` is not read).
 
     Integer weights count by their codes, less the zero point: their scales mostly run along the other axis.
     """
-    del moments
+    del evidence
     scores = np.zeros(group.size)
     for touch in group.touches:
         tensor = touch.value.const_value
@@ -181,11 +189,12 @@ def _divided_by(group: Group, moments: Mapping[Source, Moments]) -> np.ndarray:
     return shares
 
 
-def activation(group: Group, moments: Mapping[Source, Moments]) -> Curve:
+def activation(group: Group, evidence: Evidence) -> Curve:
     """Share of the consumers' output energy that a unit's own rows make, its mean excepted (the mean can be folded).
 
     A norm over the units counts like a consumer whose output is what it divides by.
     """
+    moments = evidence.moments
     scores = _divided_by(group, moments)
     for consumer in _observed(group, moments):
         cov, W = moments[consumer.lowering.source].covariance(), consumer.matrix()
@@ -197,13 +206,14 @@ def activation(group: Group, moments: Mapping[Source, Moments]) -> Curve:
     return _additive(np.maximum(scores, 0))
 
 
-def reconstruction(group: Group, moments: Mapping[Source, Moments]) -> Curve:
+def reconstruction(group: Group, evidence: Evidence) -> Curve:
     """Energy that is lost although the remaining rows are refitted by least squares after each step.
 
     Optimal brain surgeon on blocks of rows (Hassibi & Stork 1993; Kurtic et al. 2023, "ZipLM", for structures): with
     ``H`` the inverse covariance of the consumer's inputs, removing rows U costs ``tr(W_U^T (H_UU)^-1 W_U)``.
     No refit gives back what a norm over the units divides by.
     """
+    moments = evidence.moments
     divided_by = _divided_by(group, moments)
     states = [_Elimination(consumer, moments[consumer.lowering.source]) for consumer in _observed(group, moments)]
     alive = np.arange(group.size)
@@ -219,6 +229,24 @@ def reconstruction(group: Group, moments: Mapping[Source, Moments]) -> Curve:
             state.remove(alive[chosen])
         alive = np.delete(alive, chosen)
     return Curve(np.array([*order, int(alive[0])]), np.array([*damage, damage[-1] + 1.0]))
+
+
+def fisher(group: Group, evidence: Evidence) -> Curve:
+    """Half the expected squared gradient of a unit's gate: the loss of leaving it out, to second order.
+
+    Theis et al., 2018 (arXiv:1801.05787); Kwon et al., 2022 (arXiv:2204.09656) for whole heads and neurons.
+    """
+    gradients = evidence.gradients[group.name].astype(np.float64)
+    return _additive(0.5 * np.square(gradients).mean(axis=0))
+
+
+def taylor(group: Group, evidence: Evidence) -> Curve:
+    """Expected size of the gradient of a unit's gate, over the norm of its group's: first order, layer by layer.
+
+    Michel, Levy and Neubig, 2019 (arXiv:1905.10650).
+    """
+    scores = np.abs(evidence.gradients[group.name].astype(np.float64)).mean(axis=0)
+    return _additive(scores / max(float(np.linalg.norm(scores)), 1e-30))
 
 
 class _Elimination:
@@ -272,4 +300,7 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "activation": activation,
     "reconstruction": reconstruction,
+    "fisher": fisher,
+    "taylor": taylor,
 }
+GRADIENTS = frozenset({"fisher", "taylor"})  #: criteria that look at gradients

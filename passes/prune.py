@@ -22,8 +22,8 @@ class PruneConfig(PassConfig):
     """Kinds of units; "hidden" (the width that norms average over, which changes the averages) only where named."""
     ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.25
     """Fraction of the prunable parameters to remove; "auto" goes as far as the guard allows."""
-    criterion: Literal["auto", "magnitude", "activation", "reconstruction"] = "auto"
-    """How units are ranked; "auto" is reconstruction with data, magnitude without."""
+    criterion: Literal["auto", "magnitude", "activation", "reconstruction", "fisher", "taylor"] = "auto"
+    """How units are ranked; "auto" is reconstruction with data, magnitude without. fisher and taylor need torch."""
     round_to: int | None = Field(default=None, ge=1)
     """Surviving units are a multiple of this; default 1 for heads, else 16 (a vector) or a quarter of few units."""
     refit: bool = True

@@ -14,6 +14,7 @@ from graphopt.budget import Saved, allocate, removal_stops
 from graphopt.errors import PassError
 from graphopt.importance import (
     Curve,
+    Evidence,
     Moments,
     activation,
     collect_moments,
@@ -79,14 +80,14 @@ def test_consumers_of_heads_are_the_output_projections():
 def setting(model):
     group = next(g for g in analyse(model).prunable)
     ctx = FakeContext(model)
-    return group, collect_moments(model, ctx, [c.lowering for c in consumers(group)])
+    return group, Evidence(collect_moments(model, ctx, [c.lowering for c in consumers(group)]))
 
 
 @pytest.mark.parametrize("criterion", [magnitude, activation, reconstruction])
 @pytest.mark.parametrize("build", [mlp, eager, gemm], ids=lambda b: b.__name__)
 def test_every_criterion_orders_all_units_and_never_falls(build, criterion):
-    group, moments = setting(build())
-    curve = criterion(group, moments)
+    group, evidence = setting(build())
+    curve = criterion(group, evidence)
     assert sorted(curve.order.tolist()) == list(range(group.size))
     assert len(curve.damage) == group.size + 1 and curve.damage[0] == 0
     assert np.all(np.diff(curve.damage) >= 0)
@@ -98,21 +99,21 @@ def test_magnitude_is_the_share_of_squared_norm():
     columns = (weights["W1"] ** 2).sum(axis=0)
     rows = (weights["W2"] ** 2).sum(axis=1)
     wanted = (columns / columns.sum() + rows / rows.sum()) / 2
-    curve = magnitude(group, {})
+    curve = magnitude(group, Evidence())
     np.testing.assert_allclose(np.diff(curve.damage), np.sort(wanted), rtol=1e-6)
     assert curve.order.tolist() == np.argsort(wanted).tolist()
 
 
 def test_activation_is_the_energy_of_a_units_own_contribution():
-    group, moments = setting(eager())
+    group, evidence = setting(eager())
     (consumer,) = consumers(group)
-    cov, W = moments[consumer.lowering.source].covariance(), consumer.matrix()
+    cov, W = evidence.moments[consumer.lowering.source].covariance(), consumer.matrix()
     own = []
     for unit in range(group.size):
         rows = consumer.units == unit
         own.append(np.trace(W[rows].T @ cov[np.ix_(rows, rows)] @ W[rows]))
     wanted = np.array(own) / np.trace(W.T @ cov @ W)
-    curve = activation(group, moments)
+    curve = activation(group, evidence)
     np.testing.assert_allclose(np.diff(curve.damage), np.sort(wanted), rtol=1e-6)
 
 
@@ -129,12 +130,12 @@ def lost(cov: np.ndarray, W: np.ndarray, gone: np.ndarray) -> float:
 
 @pytest.mark.parametrize("build", [mlp, eager, gemm], ids=lambda b: b.__name__)
 def test_reconstruction_is_greedy_least_squares(build):
-    group, moments = setting(build())
+    group, evidence = setting(build())
     (consumer,) = consumers(group)
-    moment, W = moments[consumer.lowering.source], consumer.matrix()
+    moment, W = evidence.moments[consumer.lowering.source], consumer.matrix()
     energy = np.trace(W.T @ moment.covariance() @ W)
     cov = ridged(moment.covariance(), moment.count)
-    curve = reconstruction(group, moments)
+    curve = reconstruction(group, evidence)
     removed: list[int] = []
     for n, unit in enumerate(curve.order[:-1]):
         left = [u for u in range(group.size) if u not in removed]
@@ -152,8 +153,8 @@ def test_reconstruction_sees_that_a_copy_is_free():
         from tests.axis_models import set_tensor
 
         set_tensor(model, name, array)
-    group, moments = setting(model)
-    curve = reconstruction(group, moments)
+    group, evidence = setting(model)
+    curve = reconstruction(group, evidence)
     assert {u % 8 for u in curve.order[8:].tolist()} == set(range(8)), "one of each pair stays"
     assert curve.damage[8] < 0.02 < curve.damage[12]
 
@@ -161,7 +162,7 @@ def test_reconstruction_sees_that_a_copy_is_free():
 @pytest.mark.parametrize("build", CASES, ids=lambda b: b.__name__)
 def test_magnitude_ranks_every_prunable_group(build):
     for group in analyse(build()).prunable:
-        curve = magnitude(group, {})
+        curve = magnitude(group, Evidence())
         assert np.isfinite(curve.damage).all() and len(set(curve.order.tolist())) == group.size
 
 
@@ -251,4 +252,4 @@ def test_integer_weights_count_by_their_codes():
     set_tensor(model, "s", np.float32(0.01))
     set_tensor(model, "V", np.ones((6, 4), np.float32))
     (group,) = analyse(model).prunable
-    assert magnitude(group, {}).order.tolist() == [2, 0, 5, 3, 1, 4]
+    assert magnitude(group, Evidence()).order.tolist() == [2, 0, 5, 3, 1, 4]

@@ -14,7 +14,8 @@ from graphopt.analysis.view import GraphView
 from graphopt.budget import Footprint, allocate, removal_stops, time_shares
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
-from graphopt.importance import CRITERIA, Curve, Moments, collect_moments, consumers, normalisers
+from graphopt.heal.gates import gate_gradients
+from graphopt.importance import CRITERIA, GRADIENTS, Curve, Evidence, Moments, collect_moments, consumers, normalisers
 from graphopt.lowering import Lowering, Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
@@ -71,6 +72,8 @@ class Search:
             readers = [c.lowering for found in self.consumers.values() for c in found]
             norms = [norm for group in groups for norm in normalisers(group) if norm.average.value.graph is main]
             self.moments = collect_moments(view.model, ctx, [*readers, *norms])
+        gradients = criterion in GRADIENTS and self.measured
+        self.evidence = Evidence(self.moments, gate_gradients(view.model, ctx, groups) if gradients else {})
         self.curves = [self._curve(group, criterion) for group in groups]
         if self.measured:
             self.curves = self._scaled_by_divergence(self.curves)
@@ -82,7 +85,7 @@ class Search:
             criterion = "magnitude"
         if criterion != "magnitude" and not self.measured:
             criterion = "magnitude"
-        return CRITERIA[criterion](group, self.moments)
+        return CRITERIA[criterion](group, self.evidence)
 
     def _scaled_by_divergence(self, curves: Sequence[Curve]) -> list[Curve]:
         """Damage in units of the outputs' divergence: groups of different layers become comparable."""

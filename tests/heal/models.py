@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from graphopt.model import make_names_unique
 from tests.fake_context import FakeContext
 
 WIDTH, HIDDEN, CLASSES = 8, 24, 5
@@ -36,7 +37,9 @@ def perceptron(seed: int = 0, *, last: str = "", hidden: int = HIDDEN) -> ir.Mod
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(proto)
-    return ir.from_proto(proto)
+    model = ir.from_proto(proto)
+    make_names_unique(model)  # as in every opened file
+    return model
 
 
 def damaged(model: ir.Model, *, noise: float = 0.3, seed: int = 1) -> ir.Model:
