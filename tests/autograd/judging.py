@@ -58,7 +58,7 @@ def fault(case: Case, found: list[Any]) -> str | None:
         reason = str(error)[:100]
     if reason is None or case.expected is None:
         return reason
-    return _unexpected(list(case.expected), found) and reason
+    return reason if _unexpected(list(case.expected), found) else None
 
 
 def _unexpected(expected: Any, found: Any) -> bool:

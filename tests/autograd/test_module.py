@@ -344,3 +344,12 @@ def test_missing_torch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirement, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install graphopt\[torch\]"):
         graphopt.to_torch(mlp())
+
+
+def test_an_input_with_a_default_may_be_left_out_and_is_not_trained() -> None:
+    model = text_model(FLOATS, "w[4, 4] b[4]", "h = MatMul(x, w)\ny = Add(h, b)")
+    model.graph.inputs.append(model.graph.initializers["b"])
+    module = graphopt.to_torch(model)
+    assert module.input_names == ["x"] and set(module.weights()) == {"w"}
+    same_as_runtime(module, model, {"x": X})
+    same_as_runtime(module, model, {"x": X, "b": np.ones(4, dtype=np.float32)})
