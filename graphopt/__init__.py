@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.autograd.convert import to_torch as to_torch
+    from graphopt.autograd.writeback import write_back as write_back
     from graphopt.errors import GraphoptError as GraphoptError
     from graphopt.errors import GuardError as GuardError
     from graphopt.errors import MissingDependencyError as MissingDependencyError
@@ -42,6 +44,8 @@ _WHERE = {
     "open_model": "graphopt.model",
     "optimize": "graphopt.pipeline.optimize",
     "save_model": "graphopt.model",
+    "to_torch": "graphopt.autograd.convert",
+    "write_back": "graphopt.autograd.writeback",
 }
 __all__ = ["__version__", *sorted(_WHERE)]
 

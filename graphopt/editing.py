@@ -9,18 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import PassError
+from graphopt.model import Names, remove_node, replace_input
 from graphopt.model import all_graphs as all_graphs
 from graphopt.model import bodies as bodies
 from graphopt.model import walk_nodes as walk_nodes
-
-
-def _remove(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove ``node``, and first what is in its bodies: their reads would keep outer values alive for ever."""
-    for body in bodies(node):
-        body.outputs.clear()
-        for inner in reversed(list(body)):
-            _remove(body, inner)
-    graph.remove(node, safe=True)
 
 
 class GraphEditor:
@@ -32,12 +24,13 @@ class GraphEditor:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self._taken: set[str] | None = None
+        self._known: Names | None = None
+        self._places: dict[ir.Graph, dict[ir.Value, list[int]]] = {}
 
     @property
-    def _names(self) -> set[str]:
+    def _names(self) -> Names:
         """Every name of every scope; collected when the first fresh one is asked for, which many edits never do."""
-        if self._taken is None:
+        if self._known is None:
             names: set[str | None] = set()
             for graph in all_graphs(self.model):
                 names.update(value.name for value in graph.inputs)
@@ -45,8 +38,8 @@ class GraphEditor:
                 for node in graph:
                     names.add(node.name)
                     names.update(value.name for value in node.outputs)
-            self._taken = {name for name in names if name}
-        return self._taken
+            self._known = Names({name for name in names if name})
+        return self._known
 
     @property
     def graph(self) -> ir.Graph:
@@ -54,12 +47,7 @@ class GraphEditor:
 
     def fresh_name(self, hint: str) -> str:
         """``hint``, or ``hint_2``, ``hint_3`` ... : unique over all scopes, for nodes and values alike."""
-        name, count = hint, 1
-        while name in self._names:
-            count += 1
-            name = f"{hint}_{count}"
-        self._names.add(name)
-        return name
+        return self._names.fresh(hint)
 
     # -- initializers ---------------------------------------------------------------------------------------------
     def add_initializer(
@@ -97,7 +85,7 @@ class GraphEditor:
             copy = self.add_initializer(f"{value.name}", array, graph=value.graph)
             for use in present:
                 if wanted is None or (id(use.node), use.idx) in wanted:
-                    use.node.replace_input_with(use.idx, copy)
+                    replace_input(use.node, use.idx, copy)
             return copy
         value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
         value.shape = ir.Shape(array.shape)
@@ -156,12 +144,10 @@ class GraphEditor:
         """
         if old is new:
             return
-        holders = all_graphs(self.model) if old.is_graph_output() else []
-        outputs_of = [g for g in holders if any(o is old for o in g.outputs)]
-        for use in list(old.uses()):
-            use.node.replace_input_with(use.idx, new)
-        for graph in outputs_of:
-            self._redirect_output(graph, old, new)
+        for use in old.uses():
+            replace_input(use.node, use.idx, new)
+        if old.is_graph_output() and old.graph is not None:  # a value is an output of no graph but its own
+            self._redirect_output(old.graph, old, new)
 
     def _redirect_output(self, graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         movable = new.producer() is not None and new.graph is graph and not new.is_graph_output()
@@ -175,9 +161,21 @@ class GraphEditor:
         name = old.name
         old.name = self.fresh_name(f"{name}_replaced")
         carrier.name, carrier.type, carrier.shape = name, old.type, old.shape
-        for i, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[i] = carrier
+        places = self._output_places(graph, old)
+        for place in places:
+            graph.outputs[place] = carrier
+        self._places[graph][carrier] = places
+
+    def _output_places(self, graph: ir.Graph, value: ir.Value) -> list[int]:
+        """Where ``value`` stands among the graph's outputs. Found once for all of them: only redirecting moves them."""
+        places = self._places.get(graph, {}).pop(value, [])
+        if not places or any(graph.outputs[place] is not value for place in places):
+            found: dict[ir.Value, list[int]] = {}
+            for place, output in enumerate(graph.outputs):
+                found.setdefault(output, []).append(place)
+            self._places[graph] = found
+            places = found.pop(value)
+        return places
 
     def bypass(self, node: ir.Node, *, output: int = 0, input: int = 0) -> None:
         """Readers of one output read one input instead; ``drop_dead`` removes the node if nothing else needs it."""
@@ -191,8 +189,8 @@ class GraphEditor:
         for out in node.outputs:
             if out.uses() or out.is_graph_output():
                 raise PassError(f"cannot remove {node.name!r}: its output {out.name!r} is still read")
-        if isinstance(node.graph, ir.Graph):
-            _remove(node.graph, node)
+        if node.graph is not None:
+            remove_node(node)
 
     def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
         """Set one attribute from a Python value (int, float, str, list, tensor)."""
@@ -204,7 +202,8 @@ class GraphEditor:
         self.model.functions.clear()
         self.model.functions.update(other.functions)
         self.model.ir_version = other.ir_version
-        self._taken = None
+        self._known = None
+        self._places.clear()
 
     # -- housekeeping ---------------------------------------------------------------------------------------------
     def drop_dead(self) -> int:
@@ -213,7 +212,7 @@ class GraphEditor:
         for graph in reversed(all_graphs(self.model)):
             for node in reversed(list(graph)):
                 if all(not o.uses() and not o.is_graph_output() for o in node.outputs):
-                    _remove(graph, node)
+                    remove_node(node)
                     removed += 1
         for graph in all_graphs(self.model):
             for name, value in list(graph.initializers.items()):

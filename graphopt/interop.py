@@ -87,6 +87,12 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
+    def examples(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Raises PassError."""
+        _refuse()
+
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
         """Raises PassError."""
         _refuse()
@@ -114,6 +120,9 @@ class NoMeasurements:
 
 class _Silent:
     def advance(self, steps: int = 1) -> None:
+        """Nothing to show."""
+
+    def tell(self, total: int, text: str) -> None:
         """Nothing to show."""
 
 

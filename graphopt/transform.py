@@ -118,6 +118,12 @@ class PassContext(Protocol):
         """
         ...
 
+    def examples(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Like ``observe``, each batch with the inputs that gave it."""
+        ...
+
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
         """Mean ``1 - cosine`` between ``model``'s and the original's outputs on the selection split (0 = equal)."""
         ...
@@ -150,7 +156,13 @@ class PassContext(Protocol):
 class Progress(Protocol):
     """What ``PassContext.progress`` yields."""
 
-    def advance(self, steps: int = 1) -> None: ...
+    def advance(self, steps: int = 1) -> None:
+        """Move on."""
+        ...
+
+    def tell(self, total: int, text: str) -> None:
+        """Change what the bar counts to, and what stands beside it."""
+        ...
 
 
 ConfigT = TypeVar("ConfigT", bound=PassConfig)

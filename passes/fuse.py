@@ -10,8 +10,8 @@ import onnx_ir as ir
 from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.errors import GraphoptError
-from graphopt.model import clone_model
+from graphopt.errors import GraphoptError, ModelError
+from graphopt.model import clone_model, upgrade_opset
 from graphopt.passes.fusing import (
     activation,
     attention,
@@ -24,7 +24,7 @@ from graphopt.passes.fusing import (
     residual,
 )
 from graphopt.passes.fusing.dependence import trace
-from graphopt.passes.fusing.opset import obstacle, raise_opset
+from graphopt.passes.fusing.opset import OLDEST, obstacle, raise_opset
 from graphopt.passes.fusing.work import Work
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
 
@@ -78,11 +78,11 @@ class Fuse(Pass[FuseConfig]):
             shapes = None
             notes.append(f"sizes are unknown, so attention stays as it is: {error}")
         forms: dict[AttentionForm, Work] = {}
-        blocked = obstacle(view.model, attention.MIN_OPSET)
-        if blocked and self.config.attention != "parts":
+        base, blocked = _raisable(view.model) if self.config.attention != "parts" else (view.model, "")
+        if blocked:
             notes.append(f"attention stays in parts: {blocked}, and the operator needs opset {attention.MIN_OPSET}")
         if not blocked and shapes is not None and self.config.attention != "parts":
-            work = _rewritten(view.model, shapes, "operator")
+            work = _rewritten(base, shapes, "operator")
             if self.config.attention == "operator" or _has_attention(work):
                 forms["operator"] = work
         if self.config.attention != "operator" or not forms:
@@ -104,6 +104,18 @@ class Fuse(Pass[FuseConfig]):
             resolved={"attention": form},
             rewritten=work.model,
         )
+
+
+def _raisable(model: ir.Model) -> tuple[ir.Model, str]:
+    """``model`` at an opset from which it can be raised to that of attention, and what stands in the way, if anything.
+
+    What came before opset 13 goes through ONNX's converter, which keeps the names that sizes are known by.
+    """
+    try:
+        base = upgrade_opset(model, OLDEST)
+    except ModelError as error:
+        return model, str(error)
+    return base, obstacle(base, attention.MIN_OPSET)
 
 
 def _rewritten(model: ir.Model, shapes: ShapeTable | None, form: AttentionForm) -> Work:

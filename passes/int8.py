@@ -90,7 +90,7 @@ class Int8(Pass[Int8Config]):
         sites, left = select(found, self._verdict(model))
         declined = [*declined, *left]
         if not sites:
-            return Plan((), tuple(declined), ("nothing to quantize", *raised))
+            return Plan((), tuple(declined), ("nothing to quantize", *(raised if model is view.model else ())))
         draft, notes = self._resolve(
             Drafter(
                 model,

@@ -31,11 +31,17 @@ class FakeContext:
     def observe(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
     ) -> Iterator[Feed]:
+        for _, found in self.examples(model, values, split=split, limit=limit):
+            yield found
+
+    def examples(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[tuple[Feed, Feed]]:
         assert self.has_data, "this pass must not read data"
         session = Session(model, optimize=False, outputs=list(dict.fromkeys(values)), threads=1)
         for feed in self.splits[split][:limit]:
             self.observed += 1
-            yield session.run(feed)
+            yield feed, session.run(feed)
 
     def divergences(self, models: Iterable[ir.Model], *, limit: int | None = None) -> list[float]:
         reference = Session(self.original, optimize=False, threads=1)
@@ -65,6 +71,9 @@ class FakeContext:
 
 class _Silent:
     def advance(self, steps: int = 1) -> None:
+        pass
+
+    def tell(self, total: int, text: str) -> None:
         pass
 
 

@@ -148,7 +148,8 @@ def _run_scope(
             feed = {**first_feed(owner, body, run.around), **{v.name or "": run.around(v) for v in activations}}
         if session is None:
             alone = model if owner is None else as_model(body, outer, feed, model)
-            session = Session(alone, provider=provider, optimize=False, outputs=names)
+            threads = None if owner is None else 1  # many bodies: a pool of threads for each takes longer than they do
+            session = Session(alone, provider=provider, threads=threads, optimize=False, outputs=names)
         arrays = {**feed, **session.run(feed)}
         found.append((run.assignment, arrays))
         if owner is None or owner.op_type == "If":

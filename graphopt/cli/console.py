@@ -106,9 +106,16 @@ class _Bar:
         """Move on."""
         self._bars.advance(self._task, steps)
 
+    def tell(self, total: int, text: str) -> None:
+        """Another total, another label."""
+        self._bars.update(self._task, total=total, description=_plain(text))
+
 
 class _Hidden:
     def advance(self, steps: int = 1) -> None:
+        """Ignore."""
+
+    def tell(self, total: int, text: str) -> None:
         """Ignore."""
 
 

@@ -21,7 +21,8 @@ from graphopt.model.description import (
 from graphopt.model.foreign import OpaqueType, SparseTensor
 from graphopt.model.graphs import all_graphs, bodies, uncollected, walk_nodes
 from graphopt.model.hashing import attribute_bytes, digest, structure_digest, tensor_digest
-from graphopt.model.names import make_names_unique
+from graphopt.model.names import Names, make_names_unique
+from graphopt.model.nodes import remove_node, replace_input
 from graphopt.model.opening import is_standard_op, open_model
 from graphopt.model.operators import operator_fault
 from graphopt.model.proto import to_proto
@@ -33,6 +34,7 @@ from graphopt.model.upgrading import upgrade_opset
 __all__ = [
     "EXTERNAL_ABOVE",
     "FileTensor",
+    "Names",
     "OpaqueType",
     "Signature",
     "SparseTensor",
@@ -52,6 +54,8 @@ __all__ = [
     "open_model",
     "operator_fault",
     "provenance",
+    "remove_node",
+    "replace_input",
     "replaceable",
     "same_bytes",
     "save_model",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.errors import ModelError
 from graphopt.model.foreign import SparseTensor
 from graphopt.model.graphs import all_graphs, uncollected
 from graphopt.model.saving import SOURCE_KEY
@@ -19,9 +20,20 @@ _EXPORTER_PREFIX, _EXPORTER_SCOPE = "pkg.", "namespace"  #: keys that torch.onnx
 
 
 def clone_model(model: ir.Model) -> ir.Model:
-    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes)."""
-    with uncollected():
-        copy = model.clone()
+    """A copy whose graph can be edited freely; it shares the tensors, so it costs O(nodes).
+
+    Raises ModelError for bodies nested too deep to follow; no file can hold half as many levels.
+    """
+    try:
+        with uncollected():
+            copy = model.clone()
+    except RuntimeError as error:  # onnx_ir wraps what it meets once for each level
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, RecursionError):
+            raise ModelError(f"model {model.graph.name!r}: bodies nested too deep; flatten the control flow") from None
+        raise
     copy.meta.update(model.meta)
     return copy
 

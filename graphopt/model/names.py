@@ -9,12 +9,15 @@ import onnx_ir as ir
 from graphopt.model.graphs import all_graphs
 
 
-class _Names:
+class Names:
+    """Names that are taken, and new ones; a hint is counted on from where it stood, not from one."""
+
     def __init__(self, taken: set[str]) -> None:
         self.taken = taken
         self.counts: dict[str, int] = {}
 
     def fresh(self, hint: str) -> str:
+        """``hint``, or ``hint_2``, ``hint_3`` ...: one that is not taken yet."""
         name, count = hint, self.counts.get(hint, 1)
         while name in self.taken:
             count += 1
@@ -47,12 +50,12 @@ def make_names_unique(model: ir.Model) -> int:
         elif id(item) not in interface and (name or item.uses() or item.is_graph_output()):
             clashes.append(item)
     if clashes:
-        values = _Names(taken)
+        values = Names(taken)
         for value in clashes:
             producer = value.producer()
             hint = value.name or (f"{producer.name or producer.op_type}_out" if producer is not None else "value")
             value.name = values.fresh(hint)
-    nodes = _Names(labels)
+    nodes = Names(labels)
     for node in unnamed:
         node.name = nodes.fresh(node.name or _node_hint(node))
     return len(clashes) + len(unnamed)

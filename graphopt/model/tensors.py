@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from graphopt.model.graphs import bodies
 
+_CACHED = 1 << 19  #: bytes; two pieces of this size stay in the processor's cache
 CHUNK = 8 << 20  #: bytes of weights held in memory at once while hashing, comparing or copying
 
 
@@ -157,8 +158,8 @@ def tensor_chunks(tensor: ir.TensorProtocol, size: int = CHUNK) -> Iterator[byte
 
 def same_bytes(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
     """Whether two tensors hold the same bytes, piece by piece; their types and dims are not looked at."""
-    pieces = zip_longest(tensor_chunks(a), tensor_chunks(b), fillvalue=b"")
-    return all(np.array_equal(np.frombuffer(x, np.uint8), np.frombuffer(y, np.uint8)) for x, y in pieces)
+    pieces = zip_longest(tensor_chunks(a, _CACHED), tensor_chunks(b, _CACHED), fillvalue=b"")
+    return all(bytes(x) == bytes(y) for x, y in pieces)  # views would be compared item by item
 
 
 def tensor_window(tensor: ir.TensorProtocol, at: int, length: int) -> bytes:

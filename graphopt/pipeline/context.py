@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, PassError
 from graphopt.pipeline.fidelity import mean_divergence
-from graphopt.pipeline.inputs import Inputs
-from graphopt.pipeline.runs import ModelRuns
+from graphopt.pipeline.inputs import Feed, Inputs
+from graphopt.pipeline.runs import ModelRuns, Outputs
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.metrics import ComparisonAccumulator
@@ -68,11 +68,18 @@ class PipelineContext:
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
         """Named values of ``model``, batch by batch, over a split."""
+        for _, found in self.examples(model, values, split=split, limit=limit):
+            yield found
+
+    def examples(
+        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+    ) -> Iterator[tuple[Feed, Outputs]]:
+        """The same with the inputs of each batch."""
         self._demand_runs()
         if split not in OPEN_SPLITS:
             raise PassError(f"a pass may observe the splits {' and '.join(OPEN_SPLITS)}, not {split!r}")
         runs = self._runs if model is self.original else ModelRuns(model, self._inputs, self._sessions)
-        yield from runs.observe(values, split, limit)
+        yield from runs.examples(values, split, limit)
 
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
         """Mean ``1 - cosine`` to the original's outputs on the selection split."""

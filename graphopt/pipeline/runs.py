@@ -63,11 +63,11 @@ class ModelRuns:
                 used += needed
             yield feed, outputs
 
-    def observe(self, values: Sequence[str], split: str, limit: int | None) -> Iterator[Outputs]:
-        """Named values, batch by batch, on a session of their own."""
+    def examples(self, values: Sequence[str], split: str, limit: int | None) -> Iterator[tuple[Feed, Outputs]]:
+        """Feeds of a split, each with the named values, on a session of their own."""
         session = self.sessions.open(self.model, outputs=list(values), label=self.label)
         for feed in self.inputs.batches(split, limit):
-            yield session.run(feed)
+            yield feed, session.run(feed)
 
 
 def _size(value: Any) -> int:

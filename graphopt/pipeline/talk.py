@@ -50,3 +50,6 @@ class Silent:
 class _Nobody:
     def advance(self, steps: int = 1) -> None:
         """Ignore."""
+
+    def tell(self, total: int, text: str) -> None:
+        """Ignore."""

@@ -42,6 +42,11 @@ class OutputComparison:
         return asdict(self)
 
 
+def looks_like_logits(name: str) -> bool:
+    """Whether an output is called like scores of classes."""
+    return _LOGIT_NAMES.search(name) is not None
+
+
 def compare_outputs(
     reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]
 ) -> dict[str, OutputComparison]:
@@ -127,7 +132,7 @@ class _Running:
         a, b = left.reshape(-1, width), right.reshape(-1, width)
         if self.logits is None:
             self.probabilities = left.ndim > 1 and _are_probabilities(a[: max(1, _BLOCK // width)])
-            named = _LOGIT_NAMES.search(self.name) is not None
+            named = looks_like_logits(self.name)
             self.logits = (named or self.probabilities) and left.ndim > 1 and width > 1
         step = max(1, _BLOCK // width)
         for start in range(0, len(a), step):

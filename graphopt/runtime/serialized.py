@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt.editing import bodies
 from graphopt.errors import ModelError, UsageError
-from graphopt.model import FileTensor, clone_model, to_proto
+from graphopt.model import FileTensor, clone_model, remove_node, replace_input, to_proto
 
 #: Weights below this many bytes stay in the proto: ONNX Runtime reads their values for shape inference and fusions.
 INLINE_BYTES = 1024
@@ -171,7 +171,7 @@ def _drop_unneeded(graph: ir.Graph, outputs: Sequence[ir.Value]) -> None:
                 stack.append(producer)
     for node in reversed(list(graph)):
         if id(node) not in needed:
-            graph.remove(node, safe=True)
+            remove_node(node)
 
 
 def _drop_unused_weights(graph: ir.Graph) -> None:
@@ -231,8 +231,8 @@ def _hoist(copy: ir.Model) -> None:
             name, old.name = old.name, None
             value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=_shape(tensor), const_value=tensor)
             for use in list(old.uses()):
-                use.node.replace_input_with(use.idx, value)
-            graph.remove(node, safe=True)
+                replace_input(use.node, use.idx, value)
+            remove_node(node)
             main.register_initializer(value)
 
 

@@ -101,7 +101,8 @@ class Session:
         self.inputs: list[str] = list(self._types)
         self._computed: list[str] = [o.name for o in self._session.get_outputs()]
         self.outputs: list[str] = list(dict.fromkeys(outputs)) if outputs is not None else list(self._computed)
-        self._computed = [n for n in self._computed if n in set(self.outputs)]
+        wanted = set(self.outputs)
+        self._computed = [n for n in self._computed if n in wanted]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Feed entries that are no input of the model are ignored.

@@ -49,7 +49,9 @@ def rewrite(work: Work) -> int:
         found = read(node)
         if found is None or dtype_of(found.source) not in (None, ir.DataType.FLOAT):
             continue
-        if work.opset < (LAYER_OPSET if found.centred else RMS_OPSET):
+        kind, needed = ("LayerNormalization", LAYER_OPSET) if found.centred else ("RMSNormalization", RMS_OPSET)
+        if work.opset < needed:
+            work.decline(label(node), f"{kind} needs opset {needed}, the model has {work.opset}")
             continue
         count += _replace(work, node, found)
     return count

@@ -28,6 +28,7 @@ class Case:
     suite: str
     model: bytes
     feed: dict[str, Any]
+    expected: tuple[Any, ...] | None = None  #: the outputs that the package says it should have
 
     @property
     def proto(self) -> onnx.ModelProto:
@@ -54,8 +55,9 @@ def _node_cases() -> Iterator[Case]:
     for case in sorted(found, key=lambda item: item.name):
         assert case.model is not None and case.data_sets is not None
         names = [info.name for info in case.model.graph.input]
-        feed = dict(zip(names, case.data_sets[0][0], strict=True))
-        yield Case(case.name, "node", case.model.SerializeToString(), feed)
+        given, made = case.data_sets[0]
+        feed = dict(zip(names, given, strict=True))
+        yield Case(case.name, "node", case.model.SerializeToString(), feed, tuple(made))
 
 
 def _folder_cases(suite: str) -> Iterator[Case]:
@@ -67,7 +69,9 @@ def _folder_cases(suite: str) -> Iterator[Case]:
             file = folder / "test_data_set_0" / f"input_{index}.pb"
             if file.exists():
                 feed[info.name] = _read(file.read_bytes(), info.type)
-        yield Case(folder.name, suite, data, feed)
+        made = [folder / "test_data_set_0" / f"output_{index}.pb" for index in range(len(proto.graph.output))]
+        expected = [_read(file.read_bytes(), info.type) for file, info in zip(made, proto.graph.output, strict=True)]
+        yield Case(folder.name, suite, data, feed, tuple(expected))
 
 
 def _read(data: bytes, kind: onnx.TypeProto) -> Any:

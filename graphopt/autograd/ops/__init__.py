@@ -1,0 +1,1 @@
+"""Torch functions of the operators, one family a file."""

@@ -1,0 +1,157 @@
+"""Heal one model: its weights trained until its outputs are as near to the original's as the budget allows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.autograd import to_torch, write_back
+from graphopt.autograd.requirement import require_torch
+from graphopt.errors import PassError
+from graphopt.heal.lessons import gather
+from graphopt.heal.taps import Kind, Tap, output_taps, teacher_names
+from graphopt.model import digest
+from graphopt.runtime.inputs import Kind as InputKind
+from graphopt.runtime.inputs import input_facts
+from graphopt.transform import PassContext
+
+if TYPE_CHECKING:
+    from graphopt.autograd import OnnxModule
+    from graphopt.heal.trainer import Course, Settings
+
+KEPT_BYTES = 2 << 30  #: of inputs and teacher's answers held in memory
+HELD_OUT = 256  #: samples that decide which weights are kept
+PARITY = 1e-5  #: largest difference between torch and ONNX Runtime, over the scale of the output
+PARITY_ROUNDED = 1e-2  #: the same where values are rounded to integers on the way, which a last bit may turn
+_PARITY_SAMPLES = 8
+_ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
+
+
+@dataclass(frozen=True)
+class Lecture:
+    """What to train and how; see ``graphopt.passes.heal`` for the meaning of each."""
+
+    settings: Settings
+    temperature: float = 2.0
+    alpha: float = 0.0
+    relational: float = 1.0
+    outputs: Mapping[str, Kind] = field(default_factory=dict)
+    tables: bool = False
+    samples: int | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What came of it."""
+
+    course: Course
+    changed: Sequence[str]  #: names of the weights that training changed
+    taps: Sequence[Tap]
+    samples: int
+    cut: bool  #: there were more inputs than fit in memory
+
+
+def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
+    """Train ``model`` in place against ``ctx.original`` on the calibration split.
+
+    The weights that end in it are those with the least loss on the selection split; without any that beat the ones it
+    had, it keeps them.
+
+    Raises PassError when torch and ONNX Runtime disagree on the model, before training or after; ModelError for an
+    operator that cannot be trained through; MissingDependencyError without torch.
+    """
+    require_torch()
+    from graphopt.heal.objective import Objective
+    from graphopt.heal.trainer import Trainer
+
+    taps = output_taps(ctx.original, model, dict(lecture.outputs))
+    module = to_torch(model, trainable=trained(model, tables=lecture.tables))
+    if not module.weights():
+        raise PassError("the model has no float weight that could be trained; heal goes before int8")
+    check_parity(module, model, ctx)
+    lessons, cut = gather(_answers(ctx, taps, "calibration", lecture.samples), KEPT_BYTES)
+    held, _ = gather(_answers(ctx, taps, "selection", HELD_OUT), KEPT_BYTES)
+    objective = Objective(taps, lecture.temperature, lecture.alpha, lecture.relational, mask_input(model))
+    trainer = Trainer(module, lessons, held, objective, lecture.settings)
+    known = lecture.settings.budget.steps
+    with ctx.progress("heal", known or 0) as bar:
+
+        def report(step: int, total: int, loss: float, held_out: float) -> None:
+            bar.tell(total, f"heal: loss {loss:.4f}, held-out {held_out:.4f}")
+            bar.advance()
+
+        course = trainer.run(
+            report=report,
+            path=lecture.checkpoint,
+            resume=lecture.resume,
+            fingerprint=_fingerprint(model, ctx, lecture, len(lessons)),
+        )
+    module.to("cpu")
+    changed = write_back(module, model) if course.best else []
+    if changed:
+        check_parity(module, model, ctx)
+    return Healed(course, changed, taps, sum(lesson.rows for lesson in lessons), cut)
+
+
+def _answers(ctx: PassContext, taps: Sequence[Tap], split: str, limit: int | None) -> Any:
+    return ctx.examples(ctx.original, teacher_names(taps), split=split, limit=limit)
+
+
+def trained(model: ir.Model, *, tables: bool) -> Callable[[ir.Value], bool]:
+    """Which weights are trained: those that autograd takes by itself, without embedding tables unless wanted.
+
+    A table is most of a small model's weights, and what few of its rows a short training sees move away from the rest.
+    """
+    from graphopt.autograd import default_trainable
+
+    chosen = default_trainable(model)
+
+    def choice(value: ir.Value) -> bool:
+        return value.name in chosen and (tables or not _is_table(value))
+
+    return choice
+
+
+def _is_table(value: ir.Value) -> bool:
+    return any(use.node.op_type == "Gather" and use.idx == 0 and not use.node.domain for use in value.uses())
+
+
+def mask_input(model: ir.Model) -> str | None:
+    """The input [N, L] that tells real positions from padding, where there is exactly one."""
+    found = [fact.name for fact in input_facts(model) if fact.kind is InputKind.MASK and len(fact.dims) == 2]
+    return found[0] if len(found) == 1 else None
+
+
+def check_parity(module: OnnxModule, model: ir.Model, ctx: PassContext) -> None:
+    """Raise PassError unless torch computes what ONNX Runtime computes, on a few inputs."""
+    import torch
+
+    names = [tap.label for tap in output_taps(model, model)]
+    rounds = any(node.op_type in _ROUNDING for node in model.graph)
+    bound = PARITY_ROUNDED if rounds else PARITY
+    for feed, expected in ctx.examples(model, names, split="selection", limit=_PARITY_SAMPLES):
+        with torch.no_grad():
+            found = module(feed, names)
+        for name in names:
+            scale = float(np.abs(expected[name]).max(initial=0.0)) or 1.0
+            worst = float(np.abs(found[name].float().numpy() - expected[name]).max(initial=0.0)) / scale
+            if not worst <= bound:
+                raise PassError(
+                    f"torch and ONNX Runtime differ by {worst:.1e} of the scale of output {name!r}, where {bound:g} is "
+                    "allowed: the model is not trained"
+                )
+
+
+def _fingerprint(model: ir.Model, ctx: PassContext, lecture: Lecture, lessons: int) -> str:
+    """Equal for trainings that go through the same steps."""
+    what = (digest(model), digest(ctx.original), repr(lecture.settings), lecture.temperature, lecture.alpha)
+    more = (lecture.relational, sorted(lecture.outputs.items()), lecture.tables, lessons, ctx.seed)
+    return hashlib.sha256(repr((what, more)).encode()).hexdigest()

@@ -1,0 +1,237 @@
+"""Trains a student on lessons: AdamW, warm-up and cosine decay, clipping, an optional average, the best state kept."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphopt.autograd.module import OnnxModule
+from graphopt.heal import checkpoint
+from graphopt.heal.budget import Budget, learning_rate
+from graphopt.heal.lessons import Lesson, curriculum
+from graphopt.heal.objective import Objective
+
+_TIMED_STEPS = 6  #: steps run, and taken back, to learn how long one takes
+_EVALUATIONS = 20  #: of the held-out loss over a whole training
+
+Weights = dict[str, Tensor]
+Report = Callable[[int, int, float, float], None]  #: step, total, loss, held-out loss
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to train."""
+
+    budget: Budget
+    learning_rate: float = 2e-4
+    warmup: float = 0.1  #: share of the steps
+    weight_decay: float = 0.0
+    clip: float = 1.0  #: largest norm of all gradients together
+    batch: int = 32  #: samples a step
+    average: float | None = None  #: decay of an exponential moving average that is evaluated and kept instead
+    patience: int | None = None  #: evaluations without improvement after which training ends
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass
+class Course:
+    """How a training went: held-out losses by step; ``best`` is the step whose weights were kept, 0 for none."""
+
+    steps: int
+    held_out: dict[int, float] = field(default_factory=dict)
+    best: int = 0
+
+    @property
+    def before(self) -> float:
+        return self.held_out[0]
+
+    @property
+    def after(self) -> float:
+        return self.held_out[self.best]
+
+
+class Trainer:
+    """One training of ``module``, whose parameters end as the best that was seen on ``held``."""
+
+    def __init__(
+        self,
+        module: OnnxModule,
+        lessons: Sequence[Lesson],
+        held: Sequence[Lesson],
+        objective: Objective,
+        settings: Settings,
+        *,
+        replace: Callable[[int], Mapping[str, Callable[[Any], Any]]] | None = None,
+    ) -> None:
+        self.module = module.to(settings.device)
+        self.lessons, self.held, self.objective, self.settings = lessons, held, objective, settings
+        self.replace = replace  #: functions over values for one step, e.g. layers left out at random
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self._autocast = torch.autocast("cuda", torch.bfloat16) if settings.device.startswith("cuda") else None
+
+    # -- the whole training ---------------------------------------------------------------------------------------
+    def run(
+        self,
+        *,
+        report: Report | None = None,
+        path: Path | None = None,
+        resume: bool = False,
+        fingerprint: str = "",
+        save_every: float = 30.0,
+    ) -> Course:
+        """Train, and leave the best weights in the module.
+
+        ``path`` is where the state goes every ``save_every`` seconds, and when the training is interrupted; ``resume``
+        goes on from there, and ends with the weights of an uninterrupted training.
+        """
+        if resume:
+            assert path is not None
+            state = checkpoint.load(path, fingerprint)
+            done, course = self._restore(state), Course(state["steps"], state["held_out"], state["best"])
+            best, average = state["best_weights"], state["average"]
+        else:
+            total = self.settings.budget.steps or self.settings.budget.in_steps(self._seconds_per_step())
+            done, course = 0, Course(total, {0: self.evaluate()})
+            best, average = self._weights(), self._weights() if self.settings.average is not None else None
+        total = course.steps
+        every = max(1, total // _EVALUATIONS)
+        order = itertools.islice(curriculum(self.lessons, self.settings.batch, self.settings.seed), done, None)
+        saved, loss, held_out = time.monotonic(), float("nan"), course.held_out[max(course.held_out)]
+
+        def keep() -> None:
+            if path is not None:
+                state = {
+                    "step": done,
+                    "steps": total,
+                    "held_out": course.held_out,
+                    "best": course.best,
+                    "best_weights": best,
+                    "average": average,
+                    "weights": self._weights(),
+                    "optimizer": self.optimizer.state_dict(),
+                }
+                checkpoint.save(path, fingerprint, state)
+
+        try:
+            while done < total:
+                loss = self._step(done, total, next(order))
+                if average is not None:
+                    self._blend(average)
+                done += 1
+                if done % every == 0 or done == total:
+                    held_out = course.held_out[done] = self._evaluated(average)
+                    if held_out < course.after:
+                        course.best, best = done, (dict(average) if average is not None else self._weights())
+                        best = {name: value.clone() for name, value in best.items()}
+                if report is not None:
+                    report(done, total, loss, held_out)
+                if time.monotonic() - saved > save_every:
+                    keep()
+                    saved = time.monotonic()
+                if self._hopeless(course, done, every):
+                    break
+        except KeyboardInterrupt:
+            keep()
+            raise
+        self._load(best)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return course
+
+    def _hopeless(self, course: Course, done: int, every: int) -> bool:
+        patience = self.settings.patience
+        return patience is not None and done - course.best >= patience * every
+
+    # -- one step -------------------------------------------------------------------------------------------------
+    def _step(self, step: int, total: int, numbers: Sequence[int]) -> float:
+        rate = learning_rate(step, total, self.settings.learning_rate, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = [self.lessons[number] for number in numbers]
+        rows = sum(lesson.rows for lesson in batch)
+        replace = self.replace(step) if self.replace is not None else None
+        mean = 0.0
+        for lesson in batch:
+            loss = self._loss(lesson, replace) * (lesson.rows / rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            mean += float(loss.detach())
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        self.optimizer.step()
+        return mean
+
+    def _loss(self, lesson: Lesson, replace: Mapping[str, Callable[[Any], Any]] | None = None) -> Tensor:
+        inputs = {name: self._tensor(array) for name, array in lesson.inputs.items()}
+        wanted = {name: self._tensor(array) for name, array in lesson.targets.items()}
+        if self._autocast is None:
+            found = self.module(inputs, self.objective.values, replace)
+        else:
+            with self._autocast:
+                found = self.module(inputs, self.objective.values, replace)
+        return self.objective(found, wanted, inputs)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.settings.device)
+
+    def evaluate(self) -> float:
+        """The loss on the held-out lessons, the mean over their samples."""
+        total = 0.0
+        with torch.no_grad():
+            for lesson in self.held:
+                total += float(self._loss(lesson)) * lesson.rows
+        return total / sum(lesson.rows for lesson in self.held)
+
+    def _evaluated(self, average: Weights | None) -> float:
+        if average is None:
+            return self.evaluate()
+        own = self._weights()
+        self._load(average)
+        try:
+            return self.evaluate()
+        finally:
+            self._load(own)
+
+    def _seconds_per_step(self) -> float:
+        """What a step takes here: the mean of a few, whose effect is undone."""
+        before, blank = self._weights(), self.optimizer.state_dict()
+        order = curriculum(self.lessons, self.settings.batch, self.settings.seed)
+        self._step(0, 10**9, next(order))
+        start = time.monotonic()
+        for _ in range(_TIMED_STEPS):
+            self._step(0, 10**9, next(order))
+        taken = (time.monotonic() - start) / _TIMED_STEPS
+        self._load(before)
+        self.optimizer.load_state_dict(blank)
+        return taken
+
+    # -- weights --------------------------------------------------------------------------------------------------
+    def _weights(self) -> Weights:
+        return {name: p.detach().clone().cpu() for name, p in self.parameters.items()}
+
+    def _load(self, weights: Weights) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+
+    def _blend(self, average: Weights) -> None:
+        decay = self.settings.average
+        assert decay is not None
+        for name, parameter in self.parameters.items():
+            average[name].lerp_(parameter.detach().cpu(), 1.0 - decay)
+
+    def _restore(self, state: dict[str, Any]) -> int:
+        self._load(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])

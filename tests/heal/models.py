@@ -1,0 +1,62 @@
+"""Small models to heal, and contexts whose inputs mean something to them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.fake_context import FakeContext
+
+WIDTH, HIDDEN, CLASSES = 8, 24, 5
+
+
+def perceptron(seed: int = 0, *, last: str = "", hidden: int = HIDDEN) -> ir.Model:
+    """x [N, 8] -> hidden units -> y [N, 5], with ``last`` (e.g. Softmax) at the end."""
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "W": rng.standard_normal((WIDTH, hidden)) / 3,
+        "b": rng.standard_normal(hidden) / 3,
+        "V": rng.standard_normal((hidden, CLASSES)) / 3,
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "W", "b"], ["h"]),
+        helper.make_node("Tanh", ["h"], ["a"]),
+        helper.make_node("MatMul", ["a", "V"], ["z" if last else "y"]),
+    ]
+    if last:
+        nodes.append(helper.make_node(last, ["z"], ["y"], axis=-1))
+    graph = helper.make_graph(
+        nodes,
+        "perceptron",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", CLASSES])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(proto)
+    return ir.from_proto(proto)
+
+
+def damaged(model: ir.Model, *, noise: float = 0.3, seed: int = 1) -> ir.Model:
+    """The same graph with noise on every weight."""
+    rng = np.random.default_rng(seed)
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        value.const_value = ir.tensor(
+            (array + noise * rng.standard_normal(array.shape)).astype(array.dtype), name=value.name
+        )
+    return copy
+
+
+class Inputs(FakeContext):
+    """Batches of normal rows instead of synthetic ones."""
+
+    def __init__(self, original: ir.Model, *, batches: int = 24, rows: int = 16) -> None:
+        super().__init__(original)
+        rng = np.random.default_rng(7)
+        made = [{"x": rng.standard_normal((rows, WIDTH)).astype(np.float32)} for _ in range(batches)]
+        self.splits = {"calibration": made[: batches * 3 // 4], "selection": made[batches * 3 // 4 :]}

@@ -1,0 +1,161 @@
+"""heal: nearer to the original on inputs it has not seen, never farther, and the same when it is interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch")
+
+from graphopt.analysis.view import GraphView
+from graphopt.editing import GraphEditor
+from graphopt.errors import PassError, UsageError
+from graphopt.heal import healing, trainer
+from graphopt.heal.taps import Kind, output_taps
+from graphopt.model import clone_model, digest
+from graphopt.passes.heal import Heal
+from graphopt.runtime.session import Session
+from tests.heal.models import Inputs, damaged, perceptron
+
+
+def weights(model: ir.Model) -> dict[str, np.ndarray]:
+    return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}  # type: ignore[union-attr]
+
+
+def distance(a: ir.Model, b: ir.Model, context: Inputs) -> float:
+    left, right = Session(a), Session(b)
+    return float(np.mean([np.square(left.run(f)["y"] - right.run(f)["y"]).mean() for f in context.splits["selection"]]))
+
+
+def healed(student: ir.Model, context: Inputs, **parameters: object) -> ir.Model:
+    step = Heal(**{"budget": "150steps", "learning_rate": 1e-2, **parameters})  # type: ignore[arg-type]
+    plan = step.plan(GraphView(student), context)
+    result = clone_model(student)
+    step.apply(GraphEditor(result), plan)
+    return result
+
+
+@pytest.mark.parametrize("last", ["", "Softmax", "LogSoftmax"])
+def test_a_damaged_model_comes_back(last: str) -> None:
+    original = perceptron(last=last)
+    student, context = damaged(original), Inputs(original)
+    before = digest(student)
+    result = healed(student, context)
+    assert digest(student) == before
+    assert distance(original, result, context) < 0.1 * distance(original, student, context)
+    assert [node.op_type for node in result.graph] == [node.op_type for node in student.graph]
+
+
+def test_softmax_is_compared_before_it() -> None:
+    original = perceptron(last="Softmax")
+    (tap,) = output_taps(original, damaged(original))
+    assert (tap.label, tap.teacher, tap.student, tap.kind) == ("y", "z", "z", Kind.LOGITS)
+    (tap,) = output_taps(perceptron(), perceptron())
+    assert (tap.teacher, tap.kind) == ("y", Kind.EMBEDDING)
+    (tap,) = output_taps(perceptron(), perceptron(), {"y": Kind.NUMBERS})
+    assert tap.kind is Kind.NUMBERS
+
+
+def test_a_width_that_was_cut_learns_the_wider_teacher() -> None:
+    original = perceptron()
+    student, context = perceptron(seed=3, hidden=12), Inputs(original)
+    result = healed(student, context, budget="300steps", learning_rate=1e-2)
+    assert distance(original, result, context) < 0.05 * distance(original, student, context)
+
+
+def test_what_is_not_nearer_stays_as_it_was() -> None:
+    original = perceptron()
+    step = Heal(budget="10steps", learning_rate=10.0)
+    plan = step.plan(GraphView(clone_model(original)), Inputs(original))
+    assert plan.empty
+    assert "did not get it nearer" in plan.declined[0].reason
+
+
+def test_without_data_it_declines() -> None:
+    original = perceptron()
+    context = Inputs(original)
+    context.has_data = False
+    plan = Heal().plan(GraphView(damaged(original)), context)
+    assert plan.empty
+    assert "--data" in plan.declined[0].reason
+
+
+def test_a_seed_gives_the_same_weights_and_a_time_becomes_steps() -> None:
+    original = perceptron()
+    student, context = damaged(original), Inputs(original)
+    first, second = healed(student, context), healed(student, context)
+    assert digest(first) == digest(second)
+    plan = Heal(budget="0.2s").plan(GraphView(student), context)
+    assert int(str(plan.resolved["budget"]).removesuffix("steps")) >= 1
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_an_interrupted_training_ends_where_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float | None
+) -> None:
+    original = perceptron()
+    student, context = damaged(original), Inputs(original)
+    whole = healed(student, context, average=average)
+    path = tmp_path / "state.ckpt"
+    step = trainer.Trainer._step
+
+    def stopped(self: trainer.Trainer, number: int, total: int, lessons: list[int]) -> float:
+        if number == 47:
+            raise KeyboardInterrupt
+        return step(self, number, total, lessons)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        healed(student, context, average=average, checkpoint=str(path))
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    resumed = healed(student, context, average=average, checkpoint=str(path), resume=True)
+    assert all(np.array_equal(a, weights(resumed)[name]) for name, a in weights(whole).items())
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = perceptron()
+    student, context = damaged(original), Inputs(original)
+    path = tmp_path / "state.ckpt"
+    with pytest.raises(UsageError, match="no such file"):
+        healed(student, context, checkpoint=str(path), resume=True)
+    path.write_bytes(b"something else")
+    with pytest.raises(UsageError, match="cannot be read"):
+        healed(student, context, checkpoint=str(path), resume=True)
+
+    def stopped(self: trainer.Trainer, *_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.Trainer, "_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        healed(student, context, checkpoint=str(path))
+    with pytest.raises(UsageError, match="of another training"):
+        healed(student, context, checkpoint=str(path), resume=True, learning_rate=1e-4)
+
+
+def test_a_module_that_computes_something_else_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = perceptron()
+    student = damaged(original)
+    build = healing.to_torch
+    monkeypatch.setattr(healing, "to_torch", lambda model, **options: build(damaged(model), **options))
+    with pytest.raises(PassError, match="torch and ONNX Runtime differ"):
+        healed(student, Inputs(original))
+
+
+def test_padding_is_not_learned_from() -> None:
+    import torch
+
+    from graphopt.heal.objective import Objective
+    from graphopt.heal.taps import Tap
+
+    objective = Objective([Tap("y", "y", "y", Kind.EMBEDDING)], mask="mask")
+    rng = torch.Generator().manual_seed(0)
+    found, wanted = (torch.randn(4, 6, 3, generator=rng) for _ in range(2))
+    mask = (torch.arange(6) < torch.tensor([6, 3, 1, 4])[:, None]).long()
+    loss = objective({"y": found}, {"y": wanted}, {"mask": mask})
+    noisy = torch.where(mask.bool()[..., None], found, 100 * found)
+    assert torch.equal(loss, objective({"y": noisy}, {"y": wanted}, {"mask": mask}))
+    assert not torch.equal(loss, objective({"y": noisy}, {"y": wanted}, {}))
