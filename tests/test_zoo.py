@@ -26,7 +26,7 @@ EXPECTED: dict[str, tuple[dict[str, int], float]] = {
     "unet": ({"channels": 12}, 0.99),
     "convnext": ({"hidden": 2, "neurons": 2}, 0.99),
     "vit": ({"heads": 2, "hidden": 1, "neurons": 2, "query-key": 2, "value": 2}, 0.99),
-    "swin": ({"heads": 3, "hidden": 2, "neurons": 3, "query-key": 3, "value": 3}, 0.98),
+    "swin": ({"heads": 3, "hidden": 2, "neurons": 3, "query-key": 3, "value": 3}, 0.95),
     "lstm_tagger": ({"neurons": 1, "units": 2}, 0.99),  # both directions of a layer lose the same units
     "gru_classifier": ({"neurons": 1, "units": 1}, 0.99),
 }
