@@ -9,9 +9,7 @@ import typer
 
 from graphopt.cli import options
 
-EXAMPLE = (
-    "Example: graphopt heal small.onnx --original model.onnx --data inputs.npz --budget 5m"
-)
+EXAMPLE = "Example: graphopt heal small.onnx --original model.onnx --data inputs.npz --budget 5m"
 
 
 def heal(

@@ -189,6 +189,17 @@ def test_experts_written_out_that_stay(change, reason):
     assert any(reason in told for told in frozen(axes, "G.1"))
 
 
+def test_a_vocabulary_is_no_bank_of_experts():
+    """The best token of a head is looked up in a table: its rows compete too, but none of them may go."""
+    body = """g = MatMul(x, G)
+        best, which = TopK <axis = -1> (g, one)
+        e = Gather <axis = 0> (E, which)
+        e2 = Squeeze(e, axis)
+        y = MatMul(e2, V)"""
+    axes = analyse(text_model(HIDDEN, "G[8,20] E[20,6] V[6,8]", body, ints="one = 1; axis = 1"))
+    assert any("never contracted" in reason for reason in frozen(axes, "G.1", "E.0"))
+
+
 @pytest.mark.slow
 def test_mixtral_as_dynamo_writes_it(tmp_path):
     pytest.importorskip("transformers")
