@@ -264,9 +264,12 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
                     touches.setdefault(leaf, []).append(Touch(node, index, value, number, axis))
     averages = _averages(facts)
     least: dict[Atom, int] = {}
+    contests: dict[Atom, ir.Node] = {}
     for statistic in facts.statistics:
         for leaf in leaves(statistic.axis):
             least[leaf] = max(least.get(leaf, 1), statistic.least)
+            if statistic.competing:
+                contests[leaf] = statistic.node
     counts: dict[str, int] = {}
     for leaf, found in touches.items():
         happened = events.get(leaf, set())
@@ -283,6 +286,9 @@ def _groups(nodes: Iterable[ir.Node], facts: Facts) -> Iterable[Group]:
             continue  # shape arithmetic and masks: nothing that anybody would call a unit
         if not happened & CONTRACTED and not reasons:
             reasons.append("its members are never contracted, so each of them reaches the output")
+        if leaf in contests and Event.EXPERTS not in happened:  # a member set to zero may still win
+            node = contests[leaf]
+            reasons.append(f"sorted by {node.op_type} {node.name!r}")
         stay = least.get(leaf, 1)
         if stay >= leaf.size[0]:
             reasons.append(f"all of its {leaf.size[0]} members are picked at once")

@@ -91,6 +91,7 @@ class Statistic:
     scaled: ir.Value | None = None  #: the activation whose mean square is divided by, where there is one
     least: int = 1  #: members that there must be
     numbers: ir.Value | None = None  #: an output that holds numbers of members
+    competing: bool = False  #: members have scores: one leaves as if its score were minus infinity, not zero
 
 
 @dataclass(slots=True)
@@ -245,7 +246,7 @@ class NodeAxes:
 
         ``numbers`` is the output that tells which were picked; nothing but ``numbered`` may read it.
         """
-        self.facts.statistics.append(Statistic(self.node, axis, least=least, numbers=numbers))
+        self.facts.statistics.append(Statistic(self.node, axis, least=least, numbers=numbers, competing=True))
         if numbers is not None:
             self.facts.numbers[numbers] = axis
 

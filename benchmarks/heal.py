@@ -1,0 +1,121 @@
+"""What healing gives back: recipes with and without ``heal``, on STS-B dev and by nearest neighbours.
+
+    python -m benchmarks.heal minilm.onnx --stsb data/stsb --sst2 data/sst2/dev.tsv --text data/unlabelled.txt
+
+Every case runs through ``graphopt.optimize`` for each seed; the seed picks the sentences, their splits and their order.
+Overlap is the share of each sentence's ten nearest neighbours among the SST-2 dev sentences that it keeps: it moves
+where STS-B no longer does. Heal's time is its own ``--budget``, on as many threads as torch takes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import graphopt
+from benchmarks import measuring
+from graphopt.exporters.minilm import tokenizer_path
+from graphopt.runtime import Session
+from models.minilm.metric import batches, pool
+
+NEIGHBOURS, RATE = 10, 2e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, and the least that healing must reach on STS-B dev, in points."""
+
+    label: str
+    passes: str
+    least: float | None = None
+
+
+#: with {heal} where healing goes
+CASES = (
+    Case("half the neurons", "prune-neurons(ratio=0.5){heal}", 86.99),
+    Case("4 of 6 layers", "drop-layers(ratio=0.34){heal}", 86.73),
+    Case("half the neurons, 54 of 72 heads", "prune-neurons(ratio=0.5),prune-heads(ratio=0.25){heal}", 86.88),
+    Case("a quarter of the neurons, 36 of 72 heads", "prune-neurons(ratio=0.75),prune-heads(ratio=0.5){heal}", 86.22),
+    Case("3 of 6 layers", "drop-layers(ratio=0.5){heal}", 85.42),
+)
+
+
+class Neighbours:
+    """The ten nearest of each sentence, by cosine."""
+
+    def __init__(self, path: Path) -> None:
+        self._texts = [line.rsplit("\t", 1)[0] for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+    def of(self, session: Session) -> list[set[int]]:
+        """Numbers of each sentence's nearest, itself left out."""
+        vectors = np.zeros((len(self._texts), 0), np.float32)
+        for indices, feed in batches(self._texts):
+            rows = pool(next(iter(session.run(feed).values())), feed["attention_mask"])
+            if not vectors.shape[1]:
+                vectors = np.zeros((len(self._texts), rows.shape[1]), np.float32)
+            vectors[indices] = rows
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        near = vectors @ vectors.T
+        np.fill_diagonal(near, -np.inf)
+        return [set(row) for row in np.argpartition(-near, NEIGHBOURS, axis=1)[:, :NEIGHBOURS].tolist()]
+
+
+def overlap(found: list[set[int]], wanted: list[set[int]]) -> float:
+    """Mean share of the neighbours kept."""
+    return float(np.mean([len(a & b) / NEIGHBOURS for a, b in zip(found, wanted, strict=True)]))
+
+
+def main() -> int:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--stsb", type=Path, required=True, help="folder with stsb-en-dev.csv")
+    parser.add_argument("--sst2", type=Path, required=True, help="sentences with a tab and a label each")
+    parser.add_argument("--text", type=Path, required=True, help="unlabelled sentences, one a line")
+    parser.add_argument("--budget", default="5m", help="of heal (5m)")
+    parser.add_argument("--sentences", type=int, default=10_000, help="read of the text (10000)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=RATE, help=f"peak learning rate ({RATE:g})")
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of the cases to run, from 1")
+    arguments = parser.parse_args()
+    pairs, neighbours = measuring.Pairs(arguments.stsb), Neighbours(arguments.sst2)
+    original = Session(arguments.model)
+    reference, near = pairs.embed(original), neighbours.of(original)
+    settings = {"model": arguments.model.name, "sentences": arguments.sentences, "budget": arguments.budget}
+    columns = ("case", "seed", "healed", "dev", "overlap", "cosine", "steps", "MB", "seconds")
+    report = measuring.Report("Healing, STS-B dev", columns, {**settings, "peak rate": arguments.rate})
+    report.add("float32", "-", "-", pairs.spearman(reference), 1.0, 1.0, None, measuring.size_of(arguments.model) / 1e6)
+    for number, case in enumerate(CASES, 1):
+        if arguments.only and number not in arguments.only:
+            continue
+        scores = []
+        for seed in range(arguments.seeds):
+            for heal in ("", f",heal(budget={arguments.budget},learning_rate={arguments.rate})"):
+                start = time.perf_counter()
+                result = graphopt.optimize(
+                    arguments.model, case.passes.format(heal=heal), data=arguments.text,
+                    tokenizer=str(tokenizer_path()), limit=arguments.sentences, seed=seed,
+                    metric=measuring.open_guard, max_drop=1.0,
+                )  # fmt: skip
+                seconds = time.perf_counter() - start
+                session = Session(result.model)
+                vectors = pairs.embed(session)
+                steps = result.passes[-1].resolved.get("budget") if heal else None
+                assert result.output is not None
+                report.add(
+                    case.label, seed, "yes" if heal else "no", pairs.spearman(vectors),
+                    overlap(neighbours.of(session), near), pairs.likeness(vectors, reference), steps,
+                    result.output.weight_bytes / 1e6, seconds,
+                )  # fmt: skip
+                if heal:
+                    scores.append(pairs.spearman(vectors))
+        if case.least is not None:
+            mean = float(np.mean(scores))
+            report.expect(mean >= case.least, f"{case.label}: {mean:.2f} after healing, at least {case.least} wanted")
+    return report.finish(arguments.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
