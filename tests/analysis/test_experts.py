@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.errors import PassError
-from graphopt.model import clone_model
-from graphopt.slicing import slice_units
+from graphopt.model import clone_model, open_model
+from graphopt.passes.cleaning.lift import lift_constants
+from graphopt.slicing import mask_units, slice_units
 from tests.axis_models import (
     analyse,
     check_every_group,
@@ -186,3 +187,31 @@ def test_experts_written_out_that_stay(change, reason):
     axes = analyse(written_out(**change, signature=signature))
     assert not axes.by_role("experts")
     assert any(reason in told for told in frozen(axes, "G.1"))
+
+
+def test_a_vocabulary_is_no_bank_of_experts():
+    """The best token of a head is looked up in a table: its rows compete too, but none of them may go."""
+    body = """g = MatMul(x, G)
+        best, which = TopK <axis = -1> (g, one)
+        e = Gather <axis = 0> (E, which)
+        e2 = Squeeze(e, axis)
+        y = MatMul(e2, V)"""
+    axes = analyse(text_model(HIDDEN, "G[8,20] E[20,6] V[6,8]", body, ints="one = 1; axis = 1"))
+    assert any("never contracted" in reason for reason in frozen(axes, "G.1", "E.0"))
+
+
+@pytest.mark.slow
+def test_mixtral_as_dynamo_writes_it(tmp_path):
+    pytest.importorskip("transformers")
+    from tests.models import tiny
+
+    made = tiny.mixtral(tmp_path)
+    model = open_model(made.path)
+    lift_constants(model)
+    axes = analyse(model)
+    assert [(g.size, g.least) for g in axes.by_role("experts")] == [(4, 2)] * tiny.LAYERS
+    assert len(axes.by_role("neurons")) == tiny.LAYERS and axes.by_role("hidden", lossy=True)
+    removal = {g.name: list(range((g.size - g.least) // 2 + 1)) for g in axes.groups if g.sliceable}
+    fed = [made.feed(*shape) for shape in ((1, 1), (3, 7))]
+    sliced, masked = (rebuilt(model, removal, edit) for edit in (slice_units, mask_units))
+    assert distance(outputs(masked, fed), outputs(sliced, fed)) <= 2e-5

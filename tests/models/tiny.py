@@ -50,6 +50,15 @@ def qwen3(folder: Path, exporter: str = "dynamo", opset: int | None = None, atte
     return _text(folder, "qwen3", lambda: _seeded(Qwen3ForCausalLM, config, attention), exporter, opset, attention)
 
 
+def mixtral(folder: Path) -> Tiny:
+    """As ``llama``, with 4 experts of which each token gathers 2; TorchScript cannot write it."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(**_decoder_sizes(), num_local_experts=4, num_experts_per_tok=2, **_ids_config())
+    config._experts_implementation = "batched_mm"
+    return _text(folder, "mixtral", lambda: _seeded(MixtralForCausalLM, config, "eager"), "dynamo", None, "eager")
+
+
 def gpt2(folder: Path, exporter: str = "dynamo", opset: int | None = None, attention: str = "eager") -> Tiny:
     """Packed QKV ``[64, 192]``, learned positions, pre-LayerNorm, tanh GELU of 256 neurons, tied output embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel

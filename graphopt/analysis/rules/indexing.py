@@ -36,12 +36,15 @@ def gather(node: NodeAxes) -> None:
 
 
 def _of_bank(node: NodeAxes, rows: Atom) -> bool:
-    """Whether ``rows`` are members that competed for the indices: matrices of experts, or rows of a table of them."""
+    """Whether ``rows`` are members that competed for the indices: matrices of experts, or rows of a table beside them.
+
+    Rows alone are no experts: a decoder that looks its best token up keeps its vocabulary.
+    """
     bank = node.numbered(1)
     if bank is None or rows.size != bank.size:
         return False
     unify(rows, bank)
-    if node.is_weight(0):
+    if node.is_weight(0) and len(node.axes(0)) > 2:
         node.event(Event.EXPERTS, [bank])
         node.event(Event.WEIGHTED, [bank])
         node.facts.picked.add(node.node.outputs[0])
