@@ -13,6 +13,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.model import save_model
 from tests.analysis.builders import encoder
+from tests.axis_models import text_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -78,6 +79,19 @@ def test_analysis_examples_run(
     assert "('Add'," in printed
     assert "attention + feed-forward" in printed
     assert "heads.0" in printed
+
+
+def test_autograd_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    model = text_model("(float[N, 4] x) => (float[N, 3] y)", "w[4, 6] v[6, 3]", "h = MatMul(x, w)\ny = MatMul(h, v)")
+    save_model(model, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for example in _python(ROOT / "docs" / "autograd.md"):
+        exec(example, names)
+    assert set(names["changed"]) == {"w", "v"}
+    assert names["gradient"].shape == (6,)
+    assert set(names["module"].weights()) == {"w"}
 
 
 def test_example_pass_drops_a_layer_and_declines_another() -> None:

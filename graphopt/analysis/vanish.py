@@ -26,7 +26,8 @@ LARGE = 2**22  #: elements above which nobody looks whether a weight is all zero
 #: f(0) = 0, or elements are moved, repeated or averaged without anything being added.
 KEEPS_ZERO = ops(
     "Abs Asin Asinh Atan Atanh AveragePool Bernoulli Cast CastLike Ceil Celu CropAndResize CumSum DepthToSpace "
-    "DequantizeLinear Div Dropout DynamicQuantizeLinear Elu Erf Expand Flatten Floor Gather Gelu GlobalAveragePool "
+    "DequantizeLinear Div Dropout DynamicQuantizeLinear Elu Erf Expand Flatten Floor Gather GatherND Gelu "
+    "GlobalAveragePool "
     "GlobalLpPool GlobalMaxPool GridSample HardSwish Identity LRN LeakyRelu LpPool MaxPool MaxRoiPool MaxUnpool Mish "
     "Mod Neg NhwcMaxPool PRelu QLinearAveragePool QLinearGlobalAveragePool QLinearLeakyRelu QuantizeLinear QuickGelu "
     "RMSNormalization ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu Reshape Resize "

@@ -297,8 +297,12 @@ class _Builder:
             named,
             tuple(self.captured),
             self._scalars(),
-            {slot: _weight_shape(value) for value, slot in self.conversion.weights.items()} if self.outer is None else {},
+            self._weight_shapes(),
         )
+
+    def _weight_shapes(self) -> dict[int, tuple[int, ...]]:
+        slots = self.conversion.weights.items() if self.outer is None else ()
+        return {slot: tuple(value.shape.numpy()) for value, slot in slots if value.shape is not None}
 
     def _scalars(self) -> dict[int, Tensor]:
         slots = ((slot, self.conversion.known.get(value)) for value, slot in self._device.items())
@@ -314,10 +318,6 @@ class _Builder:
                 yield value, self._device[value]
             elif value in self.conversion.known:
                 yield value, self.host_slot(value)
-
-
-def _weight_shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(value.shape.numpy()) if value.shape is not None else ()
 
 
 def _send(ctx: Context, value: Any) -> Any:

@@ -165,9 +165,9 @@ class _Flow:
         for index in others:
             self.steps[index] = None
         self.steps[end] = step
-        self.readers[region.source] = [
-            index for index in self.readers[region.source] if index not in region.steps
-        ] + [end]
+        self.readers[region.source] = [index for index in self.readers[region.source] if index not in region.steps] + [
+            end
+        ]
 
     # -- biases ---------------------------------------------------------------------------------------------------
     def add_bias(self, index: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import bench, compare, export, inspect, optimize, passes
+from graphopt.cli import bench, compare, export, heal, inspect, optimize, passes
 
 app = typer.Typer(
     name="graphopt",
@@ -37,6 +37,7 @@ def _root(
 
 
 app.command("optimize", epilog=optimize.EXAMPLE)(optimize.optimize)
+app.command("heal", epilog=heal.EXAMPLE)(heal.heal)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)

@@ -23,6 +23,7 @@ def optimize(
     recipe: Annotated[
         str | None, options.option("--recipe", "-r", metavar="NAME", help="Preset, YAML, JSON, report or model.")
     ] = None,
+    original: options.Original = None,
     data: options.Data = None,
     tokenizer: options.Tokenizer = None,
     limit: options.Limit = None,
@@ -66,6 +67,7 @@ def optimize(
     plan = pipeline.prepare_recipe(
         passes,
         recipe=recipe,
+        original=None if original is None else str(original),
         data=data,
         tokenizer=None if tokenizer is None else str(tokenizer),
         limit=limit,

@@ -19,6 +19,7 @@ def flag(*names: str, help: str) -> Any:
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
+Original = Annotated[Path | None, option("--original", metavar="FILE", help="Hold against this file instead of MODEL.")]
 Data = Annotated[str | None, option("--data", metavar="SPEC", help=".npz, folder, file.py:function, text.")]
 Tokenizer = Annotated[Path | None, option("--tokenizer", metavar="FILE", help="tokenizer.json, for text data.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Most samples to read.", min=1)]

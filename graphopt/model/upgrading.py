@@ -48,7 +48,7 @@ def upgrade_opset(model: ir.Model, target: int) -> ir.Model:
         raise ModelError(f"{blocked}: the version converter leaves the bodies of If, Loop and Scan behind; {advice}")
     if any(isinstance(v.type, OpaqueType) for v in (*model.graph.inputs, *model.graph.outputs)):
         raise ModelError(f"{blocked}: the version converter does not know map types; {advice}")
-    large = {id(t) for t in all_tensors(model) if t.dtype is ir.DataType.STRING or t.nbytes > _SEEN_BYTES}
+    large = {id(t) for t in all_tensors(model) if t.dtype is not ir.DataType.STRING and t.nbytes > _SEEN_BYTES}
     weights = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
@@ -56,6 +56,8 @@ def upgrade_opset(model: ir.Model, target: int) -> ir.Model:
     }
 
     def light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if tensor.dtype is ir.DataType.STRING:
+            return tensor
         if id(tensor) not in large:
             return ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
         return ir.serde.TensorProtoTensor(

@@ -19,7 +19,7 @@ from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.recipe_file import load_recipe
 from graphopt.pipeline.registry import discover
 from graphopt.pipeline.result import Cause, PassResult, Result, Status
-from graphopt.pipeline.setup import build_steps, set_up
+from graphopt.pipeline.setup import begin_with, build_steps, set_up
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.tasks import Metric
 from graphopt.pipeline.transaction import transact
@@ -50,6 +50,7 @@ def optimize(
     *,
     recipe: str | Path | None = None,
     output: Path | str | None = None,
+    original: Path | str | ir.Model | None = None,
     data: str | Path | Dataset | None = None,
     metric: str | Metric | None = None,
     keep_best: bool = False,
@@ -64,6 +65,7 @@ def optimize(
         passes: ``"prune(ratio=0.3),int8"``, a list, a mapping or a Recipe. Default: exact rewrites only.
         recipe: a preset's name, a recipe file, a report or a model that graphopt wrote; ``passes`` and ``fields`` win.
         output: file to write; None keeps the result in memory (``result.model``).
+        original: what results are held against and ``heal`` learns from, where ``model`` was made from it before.
         data: inputs as the command line takes them, or a Dataset.
         metric: ``module:function``, or the function; it gets a callable that runs the model and returns a score.
         keep_best: write what was accepted even when something the recipe asked for failed.
@@ -75,7 +77,8 @@ def optimize(
     """
     started = time.perf_counter()
     talk = talk or Silent()
-    named = {"data": _name_of(data), "metric": _name_of(metric)}
+    known = None if original is None or isinstance(original, ir.Model) else str(original)
+    named = {"data": _name_of(data), "metric": _name_of(metric), "original": known}
     plan = prepare_recipe(passes, recipe=recipe, **{**fields, **{k: v for k, v in named.items() if v is not None}})
     registry = discover()
     for problem in registry.problems:
@@ -86,9 +89,10 @@ def optimize(
     target = None if output is None or dry_run else Path(output)
     if target is not None:
         check_output(target, opened, source)
+    reference, at = _reference(original if isinstance(original, ir.Model) else plan.original, opened, source)
     setup = set_up(
-        opened,
-        source,
+        reference,
+        at,
         plan,
         steps,
         data=data if isinstance(data, Dataset) else None,
@@ -96,6 +100,8 @@ def optimize(
         dry_run=dry_run,
         talk=talk,
     )
+    if reference is not opened:
+        begin_with(setup, opened, source)
     with closing(setup.bench.spilled):
         state = setup.state
         results: list[PassResult] = list(setup.done)
@@ -131,6 +137,15 @@ def optimize(
         finish(report, state, setup, plan, target=target, keep_best=keep_best, talk=talk)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _reference(original: str | ir.Model | None, model: ir.Model, source: Path | None) -> tuple[ir.Model, Path | None]:
+    """The model that results are held against, and its file."""
+    if original is None:
+        return model, source
+    if isinstance(original, ir.Model):
+        return clone_model(original), source_path(original)
+    return open_model(original), Path(original)
 
 
 def _failures(results: Sequence[PassResult]) -> list[str]:

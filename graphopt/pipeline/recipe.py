@@ -82,6 +82,8 @@ class Recipe(_Part):
     """Run ``cleanup`` first when the list does not name it."""
     keep_notes: bool = False
     """Keep what exporters note in nodes and values for their own debugging, e.g. the Python modules they come from."""
+    original: str | None = None
+    """File whose outputs the result is held against, and learned from; default: the model itself."""
     data: str | None = None
     """Inputs: ``.npz``, a folder, ``module:function``, or text with a tokenizer. Without it inputs are synthetic."""
     tokenizer: str | None = None
@@ -146,7 +148,7 @@ class Recipe(_Part):
     def portable(self) -> dict[str, Any]:
         """The form stored in a model file: no paths of this machine, so that a replay gives the same bytes."""
         fields = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-        for key in ("data", "tokenizer"):
+        for key in ("data", "original", "tokenizer"):
             if key in fields:
                 fields[key] = _basename(fields[key])
         if "metric" in fields.get("guard", {}):

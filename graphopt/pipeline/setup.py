@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graphopt.errors import UsageError
 from graphopt.model import signature
 from graphopt.pipeline.context import PipelineContext
 from graphopt.pipeline.facts import model_facts, stored_files
@@ -16,6 +17,7 @@ from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.registry import AnyPass, Registry
 from graphopt.pipeline.repair import repair, why_not, widen
 from graphopt.pipeline.runs import ModelRuns
+from graphopt.pipeline.structure import interface_fault
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.tasks import Metric, load_metric
 from graphopt.pipeline.timing import Stopwatch
@@ -129,6 +131,16 @@ def set_up(
         talk.step("scoring the original")
         setup.bench.guard.reference_score()
     return setup
+
+
+def begin_with(setup: Setup, model: ir.Model, source: Path | None) -> None:
+    """Let the run begin with ``model``, made from the reference before. Raises UsageError for another interface."""
+    fault = interface_fault(setup.bench.interface, signature(model))
+    if fault:
+        raise UsageError(f"{source or 'the model'} is not made from the original: {fault}")
+    facts = model_facts(model, source, stored_files(model, source) if source is not None else None)
+    setup.state = State(model, facts.digest, setup.bench.runs(model), loosest=Fidelity.LOSSY)
+    setup.input, setup.digest, setup.done = facts, facts.digest, []
 
 
 def _read_data(setup: Setup) -> None:

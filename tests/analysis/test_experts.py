@@ -148,7 +148,13 @@ def written_out(text: str, *, signature: str = HIDDEN, more: str = "") -> ir.Mod
     return text_model(signature, WRITTEN + more, text, ints="two = 2; last = -1; both = 1 2; ends = 2 3", scale=2)
 
 
-@pytest.mark.parametrize("text", [SCATTERED, GATHERED], ids=["scattered", "gathered"])
+#: The same by one row of numbers, as dynamo writes it.
+BY_TUPLE = (
+    GATHERED.replace("A = Gather <axis = 0> (W1, which)", "t = Unsqueeze (which, last)\n A = GatherND (W1, t)")
+).replace("B = Gather <axis = 0> (W2, which)", "B = GatherND (W2, t)")
+
+
+@pytest.mark.parametrize("text", [SCATTERED, GATHERED, BY_TUPLE], ids=["scattered", "gathered", "by tuple"])
 def test_experts_written_out(text):
     model, gone = written_out(text), [1, 4]
     axes = check_every_group(model)

@@ -236,7 +236,7 @@ def test_groups_that_cannot_be_pruned_are_declined_with_the_reason():
     plan, _ = run(Prune(), text_model(HIDDEN, "W1[8,32] W2[32,8] gamma[8] W3[8,32] W4[32,8]", body))
     assert plan.empty
     told = {d.site: d.reason for d in plan.declined}
-    assert told["model"] == "no prunable heads, neurons, channels or units were found"
+    assert told["model"] == "no prunable heads, neurons, channels, units or experts were found"
     for op in ("Softmax", "Hardmax"):
         assert any(reason.startswith(f"normalised by {op}") for reason in told.values())
 
@@ -244,7 +244,7 @@ def test_groups_that_cannot_be_pruned_are_declined_with_the_reason():
 def test_a_model_without_any_group_declines():
     plan, _ = run(Prune(), text_model(HIDDEN, "", "y = Relu(x)"))
     assert plan.empty
-    assert [d.reason for d in plan.declined] == ["no prunable heads, neurons, channels or units were found"]
+    assert [d.reason for d in plan.declined] == ["no prunable heads, neurons, channels, units or experts were found"]
 
 
 @pytest.mark.parametrize("wrong", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": "much"}, {"round_to": 0}, {"speed": 1}])

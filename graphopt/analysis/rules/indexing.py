@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.atoms import concat, unify
+from graphopt.analysis.atoms import Atom, concat, unify
 from graphopt.analysis.rules.context import MICROSOFT, SHAPES_NUMBERS, Event, NodeAxes, rule
 
 #: Inputs that hold numbers of members and use them for nothing else than to find the members.
-LOOKED_UP = {("", "Gather", 1), ("", "GatherElements", 1), ("", "ScatterElements", 1)}
+LOOKED_UP = {("", "Gather", 1), ("", "GatherElements", 1), ("", "GatherND", 1), ("", "ScatterElements", 1)}
 
 
 @rule("Gather")
@@ -23,13 +23,7 @@ def gather(node: NodeAxes) -> None:
     node.same(data[axis + 1 :], out[axis + len(indices) :])
     node.same(indices, out[axis : axis + len(indices)])
     rows = data[axis]
-    bank = node.numbered(1)
-    if bank is not None and rows.size == bank.size:  # matrices of experts, or rows of a table of them
-        unify(rows, bank)
-        if node.is_weight(0):
-            node.event(Event.EXPERTS, [bank])
-            node.event(Event.WEIGHTED, [bank])
-            node.facts.picked.add(node.node.outputs[0])
+    if _of_bank(node, rows):
         return
     if picked is None or not rows.static or picked.size != 1:
         node.freeze([rows, *out[axis : axis + len(indices)]], "indexed by data")
@@ -39,6 +33,19 @@ def gather(node: NodeAxes) -> None:
     before, one, after = node.atom(begin), node.atom(1), node.atom(size - begin - 1)
     unify(rows, concat([before, one, after]))
     node.bound(1, 0, before, rows)
+
+
+def _of_bank(node: NodeAxes, rows: Atom) -> bool:
+    """Whether ``rows`` are members that competed for the indices: matrices of experts, or rows of a table of them."""
+    bank = node.numbered(1)
+    if bank is None or rows.size != bank.size:
+        return False
+    unify(rows, bank)
+    if node.is_weight(0):
+        node.event(Event.EXPERTS, [bank])
+        node.event(Event.WEIGHTED, [bank])
+        node.facts.picked.add(node.node.outputs[0])
+    return True
 
 
 @rule("GatherElements", "ScatterElements", "Scatter")
@@ -71,7 +78,10 @@ def by_tuple(node: NodeAxes) -> None:
     data, indices, out = node.axes(0), node.axes(1), node.out()
     batch = int(node.attr("batch_dims", 0))
     depth = indices[-1].size[0]
-    node.freeze([*data[: batch + depth], *indices], "indexed")
+    if node.node.op_type == "GatherND" and batch + depth == 1 and _of_bank(node, data[0]):  # a Gather of rows
+        node.freeze(indices[-1:], "indexed")
+    else:
+        node.freeze([*data[: batch + depth], *indices], "indexed")
     picked = out if node.node.op_type == "GatherND" else node.axes(2)
     node.same([*indices[:-1], *data[batch + depth :]], picked)
     if picked is not out:

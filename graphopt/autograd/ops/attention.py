@@ -226,12 +226,16 @@ def _padding(mask: Tensor | None, keys: int, batch: int, filling: float, dtype: 
         kept = mask != 0
         kept = kept[:, None, None, :] if mask.ndim == 2 else kept[:, None] if mask.ndim == 3 else kept
         kept = kept[..., :keys]
-    return torch.where(kept, 0.0, filling).to(dtype)
+    return _filled(kept, filling, dtype)
 
 
 def _causal(queries: int, keys: int, filling: float, q: Tensor) -> Tensor:
     allowed = _reach(queries, keys, keys - queries, -1, 0, q.device)
-    return torch.where(allowed, 0.0, filling).to(q.dtype)
+    return _filled(allowed, filling, q.dtype)
+
+
+def _filled(kept: Tensor, filling: float, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(kept.shape, dtype=dtype, device=kept.device).masked_fill(~kept, filling)
 
 
 @op("Attention", domain=MICROSOFT)

@@ -43,7 +43,7 @@ def sequence_erase(items: list[Tensor], position: int | None = None) -> list[Ten
     return [*items[:place], *items[place + 1 :]]
 
 
-@op("SequenceLength", differentiable=False)
+@op("SequenceLength", measures=True, differentiable=False)
 def sequence_length(items: list[Tensor]) -> Tensor:
     """Number of items."""
     return torch.tensor(len(items))
@@ -79,7 +79,7 @@ def optional_get_element(value: Any) -> Any:
     return value
 
 
-@op("OptionalHasElement", differentiable=False)
+@op("OptionalHasElement", measures=True, differentiable=False)
 def optional_has_element(value: Any = None) -> Tensor:
     """Whether there is a value."""
     return torch.tensor(value is not None)

@@ -1,0 +1,69 @@
+"""``graphopt heal`` and ``--original``: a model made elsewhere, held against the file it was made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from graphopt import cli
+from graphopt.model import open_model, save_model
+from graphopt.runtime.session import Session
+from tests.heal.models import WIDTH, damaged, perceptron
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    original = perceptron()
+    save_model(original, tmp_path / "original.onnx")
+    save_model(damaged(original), tmp_path / "small.onnx")
+    rows = np.random.default_rng(0).standard_normal((400, WIDTH)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", x=rows)
+    return tmp_path
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    named = {"--original": "original.onnx", "--data": "inputs.npz"}
+    given = [text for option, file in named.items() for text in (option, str(folder / file))]
+    return ["heal", str(folder / "small.onnx"), *given, "--budget", "100steps", "--learning-rate", "0.01", "-q", *more]
+
+
+def test_the_healed_file_answers_like_the_original(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments(files, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["output"]["path"] == str(files / "small.healed.onnx")
+    x = {"x": np.random.default_rng(9).standard_normal((64, WIDTH)).astype(np.float32)}
+    wanted = Session(files / "original.onnx").run(x)["y"]
+    before, after = (Session(files / name).run(x)["y"] for name in ("small.onnx", "small.healed.onnx"))
+    assert np.square(after - wanted).mean() < 0.2 * np.square(before - wanted).mean()
+    assert sorted(file.name for file in files.iterdir()) == [
+        "inputs.npz", "original.onnx", "small.healed.onnx", "small.onnx",
+    ]  # fmt: skip
+
+
+def test_a_replay_of_the_report_gives_the_same_bytes(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments(files, "--json")) == 0
+    (files / "report.json").write_text(capsys.readouterr().out)
+    again = ["optimize", str(files / "small.onnx"), "-r", str(files / "report.json"), "-q"]
+    assert cli.run([*again, "-o", str(files / "again.onnx")]) == 0
+    assert (files / "again.onnx").read_bytes() == (files / "small.healed.onnx").read_bytes()
+
+
+def test_another_interface_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = open_model(files / "original.onnx")
+    model.graph.outputs[0].name = "z"
+    save_model(model, files / "renamed.onnx")
+    code = cli.run(["optimize", str(files / "renamed.onnx"), "--original", str(files / "original.onnx"), "-q"])
+    assert code == 2
+    assert "is not made from the original: graph outputs changed from ['y'] to ['z']" in capsys.readouterr().err
+
+
+def test_without_data_nothing_is_learned(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(damaged(open_model(files / "original.onnx"), noise=0.03), files / "near.onnx")
+    call = ["heal", str(files / "near.onnx"), "--original", str(files / "original.onnx"), "-q", "-v"]
+    assert cli.run(call) == 0
+    assert "give --data" in capsys.readouterr().out
