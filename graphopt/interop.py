@@ -81,6 +81,10 @@ class NoMeasurements:
     def __init__(self, original: ir.Model) -> None:
         self.original = original
 
+    def example(self) -> dict[str, np.ndarray] | None:
+        """None."""
+        return None
+
     def observe(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
     ) -> Iterator[dict[str, np.ndarray]]:

@@ -109,6 +109,10 @@ class PassContext(Protocol):
         """Whether ONNX Runtime runs the original here; False is possible under ``--no-validate`` only."""
         ...
 
+    def example(self) -> dict[str, np.ndarray] | None:
+        """One feed of the calibration split, where real inputs were given."""
+        ...
+
     def observe(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
     ) -> Iterator[dict[str, np.ndarray]]:

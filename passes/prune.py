@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
@@ -112,12 +113,13 @@ class Prune(Pass[PruneConfig]):
                 f"{len(refit.patches)} of {total} consumers refitted: the outputs' divergence fell from {before:.4f} "
                 f"to {after:.4f} on held-out inputs"
             )
-        return Plan(changes, declined, tuple(notes), resolved, decision)
+        return Plan(changes, declined, tuple(notes), resolved, replace(decision, shapes=view.shapes))
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
         """Slice, then patch."""
         decision: Decision = plan.payload
-        carry_out(editor, decision)
+        assert decision.shapes is not None
+        carry_out(editor, decision, decision.shapes)
 
     def with_strength(self, value: float) -> Self:
         """This pass at another ratio; counts that an earlier decision pinned do not hold then."""

@@ -7,7 +7,7 @@ accident and merged axes (batch x heads) factor in one way only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from graphopt.analysis.dataflow import captures, nested_graphs
 from graphopt.analysis.nested import Feed, Reader, as_model, entered, first_feed, may_end, next_feed, reader
 from graphopt.editing import bodies, walk_nodes
 from graphopt.errors import ModelError, UsageError
-from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
+from graphopt.runtime.feeds import fitted_feed, symbolic_dims, synthetic_feed
 from graphopt.runtime.session import Session
 
 #: Sizes given to the dynamic dims, in order of first appearance, at the first and the second assignment.
@@ -66,7 +66,13 @@ def _name(value: ir.Value | str) -> str:
     return name
 
 
-def measure_shapes(model: ir.Model, *, provider: str = "cpu", sizes: Mapping[str, int] | None = None) -> ShapeTable:
+def measure_shapes(
+    model: ir.Model,
+    *,
+    provider: str = "cpu",
+    sizes: Mapping[str, int] | None = None,
+    example: Callable[[], Feed | None] | None = None,
+) -> ShapeTable:
     """Run ``model`` at both assignments and record the shape of every value, those of nested bodies included.
 
     Each body of an If, Loop or Scan is run by itself on what surrounds it, for two iterations where it repeats: a size
@@ -74,6 +80,9 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu", sizes: Mapping[str
 
     With ``sizes`` it runs once, at these sizes of the named dynamic dims: enough to count work at them, but then
     nothing tells static from dynamic.
+
+    Inputs are synthetic. Where the model does not run on those, a real feed that ``example`` gives is brought to the
+    same sizes instead.
 
     Raises ModelError when ONNX Runtime cannot run the model, UsageError for a dim that it does not have.
     """
@@ -92,20 +101,29 @@ def measure_shapes(model: ir.Model, *, provider: str = "cpu", sizes: Mapping[str
             if value.const_value is None:
                 raise ModelError(f"initializer {name!r} has no data")
             measured.add_weight(name, value.const_value)
-    pending = [_Scope(model.graph, [_Run(k, synthetic_feed(model, a, seed=0)) for k, a in enumerate(chosen)])]
+
+    def main(feed: Callable[[Mapping[str, int]], Feed]) -> _Scope:
+        return _Scope(model.graph, [_Run(k, feed(assigned)) for k, assigned in enumerate(chosen)])
+
+    def run(scope: _Scope) -> list[_Run]:
+        return _run_scope(scope, model, captured, provider, measured, _read_by_bodies(scope.graph, captured))
+
+    try:
+        done = run(main(lambda assigned: synthetic_feed(model, assigned, seed=0)))
+    except (ModelError, UsageError):
+        real = example() if example is not None else None
+        if real is None:
+            raise
+        done = run(main(lambda assigned: fitted_feed(model, real, assigned)))
+    pending = _within(model.graph, done)
     unrun: dict[str, str] = {}
     for scope in pending:
-        owner = scope.owner
-        wanted = _read_by_bodies(scope.graph, captured)
         try:
-            done = _run_scope(scope, model, captured, provider, measured, wanted)
+            done = run(scope)
         except (ModelError, UsageError) as error:
-            if owner is None:
-                raise
-            unrun[owner.name or ""] = str(error)
+            unrun[(scope.owner.name if scope.owner is not None else "") or ""] = str(error)
             continue
-        for node in filter(entered, scope.graph):
-            pending.extend(_Scope(body, _few(done), node) for body in bodies(node))
+        pending.extend(_within(scope.graph, done))
     return ShapeTable(chosen, measured.sizes(), measured.contents(), unrun)
 
 
@@ -125,6 +143,11 @@ class _Scope:
     graph: ir.Graph
     runs: list[_Run]
     owner: ir.Node | None = None
+
+
+def _within(graph: ir.Graph, done: list[_Run]) -> list[_Scope]:
+    """The bodies directly in ``graph``, to be run in what its runs gave."""
+    return [_Scope(body, _few(done), node) for node in filter(entered, graph) for body in bodies(node)]
 
 
 def _run_scope(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from graphopt.model import clone_model
 
 if TYPE_CHECKING:
     import networkx as nx
+    import numpy as np
 
     from graphopt.analysis.axes import AxisAnalysis
     from graphopt.analysis.blocks import Structure
@@ -22,11 +24,20 @@ class GraphView:
     """Facts about ``model``, which must not be edited while the view is in use (make a new view afterwards).
 
     With ``shared`` the model belongs to somebody else: ``view.model`` is then a private copy, made when asked for.
+    ``example`` gives a real feed, or None, for models that do not run on synthetic ones.
     """
 
-    def __init__(self, model: ir.Model, *, provider: str = "cpu", shared: bool = False) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        provider: str = "cpu",
+        shared: bool = False,
+        example: Callable[[], dict[str, np.ndarray] | None] | None = None,
+    ) -> None:
         self._given = model
         self._shared = shared
+        self._example = example
         self.provider = provider
 
     @cached_property
@@ -55,7 +66,7 @@ class GraphView:
         """Concrete sizes of every value at two assignments of the dynamic dims."""
         from graphopt.analysis.shapes import measure_shapes
 
-        return measure_shapes(self.model, provider=self.provider)
+        return measure_shapes(self.model, provider=self.provider, example=self._example)
 
     @cached_property
     def axes(self) -> AxisAnalysis:

@@ -50,7 +50,7 @@ def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signatu
     edit that disagree. KeyboardInterrupt passes through.
     """
     plan: Plan | None = None
-    view = GraphView(model, provider=context.provider, shared=True)
+    view = GraphView(model, provider=context.provider, shared=True, example=context.example)
     try:
         plan = checked(transform.plan(view, context))
         pin(transform, plan)

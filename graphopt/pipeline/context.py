@@ -64,6 +64,10 @@ class PipelineContext:
     def _sessions(self) -> Sessions:
         return self._runs.sessions
 
+    def example(self) -> dict[str, np.ndarray] | None:
+        """One feed of the calibration split, where real inputs were given."""
+        return next(iter(self._inputs.batches("calibration", 1)), None) if self.has_data else None
+
     def observe(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
     ) -> Iterator[dict[str, np.ndarray]]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import UsageError
 from graphopt.runtime.data import Dataset, load_dataset, probe_feeds, split_dataset, synthesize
 from graphopt.runtime.session import Session
 from graphopt.runtime.splits import Splits
@@ -54,8 +55,16 @@ class Inputs:
 
     @cached_property
     def probes(self) -> dict[str, Feed]:
-        """Small synthetic feeds by label, at shapes where rewrites tend to break: batch 1, length 1, ragged masks."""
-        return probe_feeds(self._model, seed=self._seed, session=self._session() if self._session else None)
+        """Small synthetic feeds by label, at shapes where rewrites tend to break: batch 1, length 1, ragged masks.
+
+        Where the model runs on none of them, the first of the data.
+        """
+        try:
+            return probe_feeds(self._model, seed=self._seed, session=self._session() if self._session else None)
+        except UsageError:
+            if self.synthetic:
+                raise
+            return {"data": next(iter(self.batches("calibration", 1)))}
 
     @cached_property
     def unrunnable(self) -> list[str]:

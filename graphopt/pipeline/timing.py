@@ -10,6 +10,7 @@ from functools import cached_property, partial
 
 import onnx_ir as ir
 
+from graphopt.errors import UsageError
 from graphopt.pipeline.inputs import Feed
 from graphopt.pipeline.result import LatencyRow
 from graphopt.pipeline.runs import ModelRuns
@@ -42,7 +43,10 @@ class Stopwatch:
         if self._sizes is not None:
             label = " ".join(f"{name}={size}" for name, size in self._sizes.items())
             return {label: synthetic_feed(model, self._sizes, seed=self._seed, session=self._original.session)}
-        return timing_feeds(model, seed=self._seed, session=self._original.session)
+        try:
+            return timing_feeds(model, seed=self._seed, session=self._original.session)
+        except UsageError:  # it runs on no synthetic input
+            return self._original.inputs.probes
 
     @cached_property
     def quick_feeds(self) -> dict[str, Feed]:

@@ -13,7 +13,7 @@ from graphopt.runtime.dims import default_sizes, dim_role, dim_size, size_candid
 from graphopt.runtime.inputs import InputFacts, Kind, input_facts
 from graphopt.runtime.session import Session
 
-__all__ = ["default_sizes", "symbolic_dims", "synthetic_feed"]
+__all__ = ["default_sizes", "fitted_feed", "symbolic_dims", "synthetic_feed"]
 
 _WORDS = ("one small step", "the quick brown fox", "a second sentence", "rain", "numbers 1 2 3")
 #: no synthetic input may be larger than this
@@ -57,6 +57,23 @@ def synthetic_feed(
         return feed
     listed = ", ".join(f"{f.name} {f.dtype.name.lower()}{list(f.dims)} as {f.kind}" for f in facts)
     raise UsageError(f"no synthetic input runs; give real ones with data=. Inputs: {listed}. First failure: {problem}")
+
+
+def fitted_feed(model: ir.Model, example: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """A real feed brought to other sizes of the dynamic dims, all of them given: its rows are repeated or left out.
+
+    What the graph cannot tell, such as the range of an input, is as in the real one. Raises UsageError for an input
+    that ``example`` lacks, or has in another rank or empty.
+    """
+    feed: dict[str, np.ndarray] = {}
+    for fact in input_facts(model):
+        array = example.get(fact.name)
+        if not isinstance(array, np.ndarray) or array.ndim != len(fact.dims) or array.size == 0:
+            raise UsageError(f"the data has no input {fact.name!r} of rank {len(fact.dims)} that could be cut to size")
+        for axis, dim in enumerate(fact.dims):
+            array = np.take(array, range(dim_size(dim, sizes)), axis=axis, mode="wrap")
+        feed[fact.name] = array
+    return feed
 
 
 def _feed(

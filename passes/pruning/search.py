@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.atoms import find, keep_mask
 from graphopt.analysis.axes import Group, analyse_axes
+from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.view import GraphView
 from graphopt.budget import Footprint, allocate, removal_stops, time_shares
 from graphopt.editing import GraphEditor
@@ -36,6 +37,7 @@ class Decision:
 
     removal: Mapping[str, np.ndarray]
     refit: Refit = NOT_REFITTED
+    shapes: ShapeTable | None = None  #: of the model it was made for, where a plan carries it
 
 
 class Search:
@@ -125,7 +127,7 @@ class Search:
 
     def _built(self, decision: Decision) -> ir.Model:
         trial = self.view.model.clone()
-        carry_out(GraphEditor(trial), decision, self.view)
+        carry_out(GraphEditor(trial), decision, self.view.shapes)
         return trial
 
     def _worth(self) -> list[float]:
@@ -191,9 +193,9 @@ class Search:
         return low, *best
 
 
-def carry_out(editor: GraphEditor, decision: Decision, view: GraphView | None = None) -> None:
-    """Slice, then patch; ``view`` is one of an equal model, whose sizes need not be measured again."""
-    axes = analyse_axes(editor.model, (view or GraphView(editor.model)).shapes)
+def carry_out(editor: GraphEditor, decision: Decision, shapes: ShapeTable) -> None:
+    """Slice, then patch; ``shapes`` are those of an equal model."""
+    axes = analyse_axes(editor.model, shapes)
     by_name = {group.name: group for group in axes.groups}
     slice_units(editor, axes, {by_name[name]: units for name, units in decision.removal.items()})
     for patch in decision.refit.patches:

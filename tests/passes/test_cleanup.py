@@ -172,6 +172,10 @@ BOMBS = {
     "doubling": "d0 = Constant<value = float[1] {1}>()  "
     + "  ".join(f"d{i + 1} = Concat<axis = 0>(d{i}, d{i})" for i in range(60))
     + "  b = Identity(d60)",
+    "one hot": """i = Constant<value = int64[2] {0, 1}>()  d = Constant<value = int64 {1000000000000}>()
+                  v = Constant<value = float[2] {0, 1}>()  b = OneHot(i, d, v)""",
+    "pad": """o = Constant<value = float[1] {1}>()  p = Constant<value = int64[2] {500000000000, 500000000000}>()
+              b = Pad(o, p)""",
     "growing sums": "d0 = Constant<value = float[1,1] {1}>()  s = Constant<value = int64[2] {64, 64}>()  "
     + "  ".join(f"d{i + 1} = Tile(d{i}, s)" for i in range(9))
     + "  b = Identity(d9)",
