@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.model.foreign import SparseTensor
-from graphopt.model.graphs import all_graphs, uncollected
+from graphopt.model.graphs import all_graphs, headed, uncollected
 from graphopt.model.saving import SOURCE_KEY
 from graphopt.model.tensors import all_tensors, string_data, tensor_identity
 
@@ -40,18 +40,7 @@ def clone_model(model: ir.Model) -> ir.Model:
 
 def with_graph_of(model: ir.Model, other: ir.Model) -> ir.Model:
     """The graph and functions of ``other``, with what else ``model`` says about itself; nothing is copied."""
-    whole = ir.Model(
-        other.graph,
-        ir_version=other.ir_version or 0,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-        functions=list(other.functions.values()),
-        metadata_props=dict(model.metadata_props),
-        device_configurations=model.device_configurations,
-    )
+    whole = headed(model, other.graph, other.functions.values(), other.ir_version)
     whole.meta.update(model.meta)
     return whole
 

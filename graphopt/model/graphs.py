@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -41,6 +41,22 @@ def walk_nodes(model: ir.Model) -> Iterator[ir.Node]:
                 break
         else:
             stack.pop()
+
+
+def headed(model: ir.Model, graph: ir.Graph, functions: Iterable[ir.Function], ir_version: int | None) -> ir.Model:
+    """A model of ``graph`` that says of itself what ``model`` does: producer, documentation, metadata, devices."""
+    return ir.Model(
+        graph,
+        ir_version=ir_version or 0,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        functions=tuple(functions),
+        metadata_props=dict(model.metadata_props),
+        device_configurations=model.device_configurations,
+    )
 
 
 @contextmanager

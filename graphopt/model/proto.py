@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.model.foreign import OpaqueType, SparseTensor
+from graphopt.model.graphs import headed
 from graphopt.model.tensors import string_data
 
 Place = Callable[[ir.TensorProtocol], ir.TensorProtocol]  #: what is written for a tensor
@@ -24,18 +25,8 @@ def to_proto(model: ir.Model, *, place: Place | None = None, initializers: bool 
 
     Without ``initializers`` the main graph has none (a writer streams them behind it).
     """
-    bare = ir.Model(
-        ir.Graph([], [], nodes=[], name=model.graph.name, opset_imports=dict(model.graph.opset_imports)),
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-        functions=tuple(model.functions.values()),
-        metadata_props=dict(model.metadata_props),
-        device_configurations=model.device_configurations,
-    )
+    empty = ir.Graph([], [], nodes=[], name=model.graph.name, opset_imports=dict(model.graph.opset_imports))
+    bare = headed(model, empty, model.functions.values(), model.ir_version)
     proto = ir.to_proto(bare)
     _Writer(place).graph(model.graph, proto.graph, initializers=initializers)
     return proto
