@@ -554,3 +554,16 @@ def test_only_the_exporters_own_notes_are_dropped(tmp_path: Path) -> None:
     drop_exporter_notes(model)
     for holder in (model.graph, node, node.outputs[0], model.graph.initializers["w"]):
         assert dict(holder.metadata_props) == {"mine": "stays"}
+
+
+def test_nodes_without_names_are_written_without_names(tmp_path: Path) -> None:
+    proto = tiny()
+    for node in proto.graph.node:
+        node.name = ""
+    model = open_model(write(proto, tmp_path / "in.onnx"))
+    names = [node.name for node in model.graph]
+    assert all(names)
+    save_model(clone_model(model), tmp_path / "out.onnx")
+    assert not any(node.name for node in onnx.load(tmp_path / "out.onnx").graph.node)
+    assert [node.name for node in open_model(tmp_path / "out.onnx").graph] == names
+    assert (tmp_path / "out.onnx").stat().st_size <= (tmp_path / "in.onnx").stat().st_size

@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from graphopt.model.graphs import all_graphs
 
+NAMELESS = "graphopt.nameless"  #: ``node.meta`` key: the file has no name for the node, and will not get one
+
 
 class Names:
     """Names that are taken, and new ones; a hint is counted on from where it stood, not from one."""
@@ -57,6 +59,8 @@ def make_names_unique(model: ir.Model) -> int:
             value.name = values.fresh(hint)
     nodes = Names(labels)
     for node in unnamed:
+        if not node.name:
+            node.meta[NAMELESS] = True
         node.name = nodes.fresh(node.name or _node_hint(node))
     return len(clashes) + len(unnamed)
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphopt.model.foreign import OpaqueType, SparseTensor
 from graphopt.model.graphs import headed
+from graphopt.model.names import NAMELESS
 from graphopt.model.tensors import string_data
 
 Place = Callable[[ir.TensorProtocol], ir.TensorProtocol]  #: what is written for a tensor
@@ -20,15 +21,18 @@ Place = Callable[[ir.TensorProtocol], ir.TensorProtocol]  #: what is written for
 _ANNOTATION = "quant_parameter_tensor_names"  #: ``Value.meta`` key under which onnx_ir keeps a TensorAnnotation
 
 
-def to_proto(model: ir.Model, *, place: Place | None = None, initializers: bool = True) -> onnx.ModelProto:
+def to_proto(
+    model: ir.Model, *, place: Place | None = None, initializers: bool = True, given_names: bool = False
+) -> onnx.ModelProto:
     """``model``, not edited, as a ModelProto; ``place`` may give a stand-in for each tensor.
 
-    Without ``initializers`` the main graph has none (a writer streams them behind it).
+    Without ``initializers`` the main graph has none (a writer streams them behind it). With ``given_names``, nodes that
+    had no name in their file have none again.
     """
     empty = ir.Graph([], [], nodes=[], name=model.graph.name, opset_imports=dict(model.graph.opset_imports))
     bare = headed(model, empty, model.functions.values(), model.ir_version)
     proto = ir.to_proto(bare)
-    _Writer(place).graph(model.graph, proto.graph, initializers=initializers)
+    _Writer(place, given_names).graph(model.graph, proto.graph, initializers=initializers)
     return proto
 
 
@@ -42,8 +46,9 @@ def tensor_proto(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
 
 
 class _Writer:
-    def __init__(self, place: Place | None) -> None:
+    def __init__(self, place: Place | None, given_names: bool) -> None:
         self.place = place
+        self.given_names = given_names
 
     def graph(self, graph: ir.Graph, proto: onnx.GraphProto, *, initializers: bool = True) -> None:
         if graph.name:
@@ -90,7 +95,7 @@ class _Writer:
         proto = nodes.add(
             op_type=node.op_type,
             domain=node.domain or None,
-            name=node.name or None,
+            name=None if self.given_names and NAMELESS in node.meta else node.name or None,
             overload=node.overload or None,
             doc_string=node.doc_string or None,
             input=[value.name or "" if value is not None else "" for value in node.inputs],
