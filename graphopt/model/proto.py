@@ -65,7 +65,7 @@ class _Writer:
         listed = {id(value) for value in (*graph.inputs, *graph.outputs)}
         for value in graph.initializers.values():
             if id(value) not in listed:
-                if _has_info(value):
+                if value.metadata_props or value.doc_string:  # the tensor itself tells type and dims
                     _write_value(proto.value_info.add(), value)
                 _annotate(proto, value)
             if initializers and value.const_value is not None:
