@@ -23,6 +23,12 @@ from graphopt.model.upgrading import upgraded
 from graphopt.model.wire import WireError, looks_truncated, read_skeleton
 
 _LAZY_ABOVE = 256 << 20  #: bytes; weights inside larger .onnx files stay in the file
+_PLAIN = frozenset(
+    {
+        ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL, ir.DataType.INT8,
+        ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8,
+    }
+)  # fmt: skip
 _WHOLE_BELOW = 1 << 20  #: bytes; smaller files are parsed in one piece
 
 
@@ -154,10 +160,15 @@ def _restore_interface(model: ir.Model, inputs: Mapping[int, str | None], output
 
 
 def _leave_on_disk(model: ir.Model, folder: str) -> None:
-    """Turn every tensor whose data is in a file beside the model into a FileTensor; the locations have been checked."""
+    """Turn every tensor whose data is in a file beside the model into a FileTensor; the locations have been checked.
+
+    Those in the protobuf become arrays: asking a message for its size and shape, again and again, takes long.
+    """
     files: dict[str, DataFile] = {}
 
     def placed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.dtype in _PLAIN:
+            return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
         if not isinstance(tensor, ir.ExternalTensor):
             return tensor
         real = os.path.realpath(os.path.join(folder, tensor.location))
@@ -174,7 +185,7 @@ def _leave_on_disk(model: ir.Model, folder: str) -> None:
                 continue
             for name, attr in list(node.attributes.items()):
                 held = attribute_tensors(attr)
-                if any(isinstance(tensor, ir.ExternalTensor) for tensor in held):
+                if held:
                     moved = [placed(tensor, tensor.name or name) for tensor in held]
                     single = attr.type is ir.AttributeType.TENSOR
                     node.attributes[name] = ir.AttrTensor(name, moved[0]) if single else ir.AttrTensors(name, moved)

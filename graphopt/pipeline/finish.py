@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
-from graphopt.model import drop_exporter_notes, save_model
+from graphopt.model import save_model
 from graphopt.pipeline.facts import environment, model_facts
 from graphopt.pipeline.job import Setup
 from graphopt.pipeline.output import publish, staged
@@ -24,8 +24,6 @@ def finish(
 ) -> None:
     """Complete ``report``, and write the file when everything passed or ``keep_best`` asks for the rest."""
     signed = state.model  # private to this run
-    if not recipe.keep_notes:
-        drop_exporter_notes(signed)
     if state.digest != setup.digest:  # an unchanged model must not grow, nor lose what it says of its own making
         sign(signed, input_digest=setup.digest, resolved=report.recipe, passes=report.passes)
     report.attach(signed)

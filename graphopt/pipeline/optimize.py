@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
-from graphopt.model import clone_model, open_model, source_path
+from graphopt.model import clone_model, drop_exporter_notes, open_model, source_path
 from graphopt.pipeline.finish import finish
 from graphopt.pipeline.output import check_output
 from graphopt.pipeline.provenance import resolved_recipe
@@ -86,6 +86,8 @@ def optimize(
     steps = build_steps(plan, registry, talk)
     source = source_path(model) if isinstance(model, ir.Model) else Path(model)
     opened = clone_model(model) if isinstance(model, ir.Model) else open_model(model)
+    if not plan.keep_notes:
+        drop_exporter_notes(opened)  # before they are copied again and again
     target = None if output is None or dry_run else Path(output)
     if target is not None:
         check_output(target, opened, source)
