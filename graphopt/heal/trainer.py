@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from graphopt.heal import checkpoint
 from graphopt.heal.budget import Budget, learning_rate
 from graphopt.heal.lessons import Lesson, curriculum
 from graphopt.heal.objective import Objective
+from graphopt.model.interrupts import InterruptGate
 
 _TIMED_STEPS = 6  #: steps run, and taken back, to learn how long one takes
 _EVALUATIONS = 20  #: of the held-out loss over a whole training
@@ -69,12 +70,9 @@ class Trainer:
         held: Sequence[Lesson],
         objective: Objective,
         settings: Settings,
-        *,
-        replace: Callable[[int], Mapping[str, Callable[[Any], Any]]] | None = None,
     ) -> None:
         self.module = module.to(settings.device)
         self.lessons, self.held, self.objective, self.settings = lessons, held, objective, settings
-        self.replace = replace  #: functions over values for one step, e.g. layers left out at random
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -124,27 +122,31 @@ class Trainer:
                 }
                 checkpoint.save(path, fingerprint, state)
 
-        try:
-            while done < total:
-                loss = self._step(done, total, next(order))
-                if average is not None:
-                    self._blend(average)
-                done += 1
-                if done % every == 0 or done == total:
-                    held_out = course.held_out[done] = self._evaluated(average)
-                    if held_out < course.after:
-                        course.best, best = done, (dict(average) if average is not None else self._weights())
-                        best = {name: value.clone() for name, value in best.items()}
-                if report is not None:
-                    report(done, total, loss, held_out)
-                if time.monotonic() - saved > save_every:
-                    keep()
-                    saved = time.monotonic()
-                if self._hopeless(course, done, every):
-                    break
-        except KeyboardInterrupt:
-            keep()
-            raise
+        with InterruptGate() as gate:
+            gate.close()  # Ctrl-C waits for the end of a step: half of one must not be saved
+            try:
+                while done < total:
+                    loss = self._step(done, total, next(order))
+                    if average is not None:
+                        self._blend(average)
+                    done += 1
+                    if done % every == 0 or done == total:
+                        held_out = course.held_out[done] = self._evaluated(average)
+                        if held_out < course.after:
+                            course.best, best = done, (dict(average) if average is not None else self._weights())
+                            best = {name: value.clone() for name, value in best.items()}
+                    if report is not None:
+                        report(done, total, loss, held_out)
+                    if time.monotonic() - saved > save_every:
+                        keep()
+                        saved = time.monotonic()
+                    if gate.pending:
+                        raise KeyboardInterrupt
+                    if self._hopeless(course, done, every):
+                        break
+            except KeyboardInterrupt:
+                keep()
+                raise
         self._load(best)
         if path is not None:
             path.unlink(missing_ok=True)
@@ -162,24 +164,23 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         batch = [self.lessons[number] for number in numbers]
         rows = sum(lesson.rows for lesson in batch)
-        replace = self.replace(step) if self.replace is not None else None
         mean = 0.0
         for lesson in batch:
-            loss = self._loss(lesson, replace) * (lesson.rows / rows)
+            loss = self._loss(lesson) * (lesson.rows / rows)
             loss.backward()  # type: ignore[no-untyped-call]
             mean += float(loss.detach())
         nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
         return mean
 
-    def _loss(self, lesson: Lesson, replace: Mapping[str, Callable[[Any], Any]] | None = None) -> Tensor:
+    def _loss(self, lesson: Lesson) -> Tensor:
         inputs = {name: self._tensor(array) for name, array in lesson.inputs.items()}
         wanted = {name: self._tensor(array) for name, array in lesson.targets.items()}
         if self._autocast is None:
-            found = self.module(inputs, self.objective.values, replace)
+            found = self.module(inputs, self.objective.values)
         else:
             with self._autocast:
-                found = self.module(inputs, self.objective.values, replace)
+                found = self.module(inputs, self.objective.values)
         return self.objective(found, wanted, inputs)
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -87,6 +87,9 @@ class Search:
             criterion = "magnitude"
         if criterion != "magnitude" and not self.measured:
             criterion = "magnitude"
+        if criterion in GRADIENTS and group.name not in self.evidence.gradients:
+            self.notes.append(f"{group.name}: no gradient of the outputs reaches it, ranked by magnitude")
+            criterion = "magnitude"
         return CRITERIA[criterion](group, self.evidence)
 
     def _scaled_by_divergence(self, curves: Sequence[Curve]) -> list[Curve]:

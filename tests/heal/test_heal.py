@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,30 @@ def test_an_interrupted_training_ends_where_it_would_have(
     resumed = healed(student, context, average=average, checkpoint=str(path), resume=True)
     assert all(np.array_equal(a, weights(resumed)[name]) for name, a in weights(whole).items())
     assert not path.exists()
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = perceptron()
+    student, context = damaged(original), Inputs(original)
+    whole = healed(student, context)
+    path, step = tmp_path / "state.ckpt", trainer.Trainer._step
+
+    def interrupted(self: trainer.Trainer, number: int, total: int, lessons: list[int]) -> float:
+        loss = step(self, number, total, lessons)  # the weights have moved, the step is not counted yet
+        if number == 47:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(trainer.Trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            healed(student, context, checkpoint=str(path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    resumed = healed(student, context, checkpoint=str(path), resume=True)
+    assert all(np.array_equal(a, weights(resumed)[name]) for name, a in weights(whole).items())
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
