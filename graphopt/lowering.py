@@ -134,6 +134,17 @@ class Lowering:
         picked = _positions(len(x), flat.shape[2], batch)
         return np.take_along_axis(flat, picked[:, None, :], axis=2).transpose(0, 2, 1)
 
+    def output_sizes(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Spatial sizes of a convolution's output, of those of its input."""
+        kernel, count = self.shape[2:], len(sizes)
+        strides, dilations = _ints(self.node, "strides", [1] * count), _ints(self.node, "dilations", [1] * count)
+        mode = self.node.attributes["auto_pad"].as_string() if "auto_pad" in self.node.attributes else "NOTSET"
+        if mode.startswith("SAME"):
+            return tuple(-(-size // stride) for size, stride in zip(sizes, strides, strict=True))
+        pads = _ints(self.node, "pads", [0] * (2 * count)) if mode == "NOTSET" else [0] * (2 * count)
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        return tuple((sizes[i] + pads[i] + pads[count + i] - reach[i]) // strides[i] + 1 for i in range(count))
+
     def patches(self, x: np.ndarray, y_shape: Sequence[int], batch: int) -> np.ndarray:
         """Rows ``[B, P, C * taps]`` that the picked output positions are computed from; ``[..., K]`` of a product."""
         if not self.convolves:

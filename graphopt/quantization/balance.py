@@ -15,21 +15,12 @@ import onnx_ir as ir
 
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import ChannelStatistics
-from graphopt.quantization.weights import LEVELS, read_matrix
+from graphopt.quantization.weights import LEVELS, site_matrix
 
 _FREE = 0.9  #: a gain that costs no node is taken when the error falls to this share
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 _LOUDEST = 0.1  #: share of channels that may get a gain
 _STEPS = 12
-
-
-def site_matrix(site: Linear) -> np.ndarray:
-    """The weight of a site as [K, N], float32."""
-    tensor = site.weight.const_value
-    if tensor is None:
-        raise ValueError(f"{site.weight.name!r} has no data")
-    W = read_matrix(tensor)
-    return W.T if site.transposed else W
 
 
 def norm_before(readers: Sequence[Linear]) -> ir.Node | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,11 +15,12 @@ from graphopt.model import clone_model
 from graphopt.quantization.balance import gains_for
 from graphopt.quantization.errors import measure_errors
 from graphopt.quantization.ranges import RangeMethod, choose_range
+from graphopt.quantization.regions import find_regions
 from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight, find_sites
-from graphopt.quantization.statistics import collect_channels, collect_histograms
-from graphopt.quantization.weights import Codes, quantize, read_matrix
-from graphopt.quantization.writer import Choices, Int8Writer
+from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
+from graphopt.quantization.weights import Codes, quantize, read_matrix, site_matrix
+from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
 from graphopt.transform import Declined, PassContext
 
 Mode = Literal["dynamic", "static"]
@@ -58,8 +60,10 @@ class Drafter:
         self.gains: dict[str, np.ndarray] = {}
         if self.measurable and balance:
             tied = {id(site.weight) for site in sites if isinstance(site, Table)}
-            untied = {n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied for s in ls)}
-            statistics = collect_channels(model, ctx, {name: ls[0].width for name, ls in untied.items()})
+            untied = {
+                n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied or s.convolves for s in ls)
+            }
+            statistics = collect_channels(model, ctx, untied)
             self.gains = gains_for(statistics, untied, balance)
         self.codes = self._quantize()
 
@@ -90,20 +94,44 @@ class Drafter:
         Sites whose measured error exceeds ``max_error`` stay float; when the guard refuses the rest, so do as many of
         the next worst as it takes.
         """
-        ranges = {}
-        if mode == "static":
-            observed = {n: ls[0].width for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)}
-            histograms = collect_histograms(self.model, self.ctx, observed, self.gains)
-            ranges = {name: choose_range(h, self.calibration) for name, h in histograms.items()}
-        choices = Choices(self.codes, ranges, self.gains)
+        choices = Choices(self.codes, self._ranges() if mode == "static" else {}, self.gains)
         if not self.measurable:
             return self._keep(mode, choices, {}, self.max_error)
+        if mode == "static":
+            choices = replace(choices, codes=self._with_room_for_bias(choices.ranges))
         readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
         errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
         draft = self._keep(mode, choices, errors, self.max_error)
         if not draft.sites or self._accepts(draft):
             return draft
         return self._weaken(mode, choices, errors) or draft
+
+    def _ranges(self) -> dict[str, StaticRange]:
+        """Of everything that may have to be quantized: what sites read, and what ``find_regions`` may close."""
+        observed = {n: ls for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)}
+        convolutions = [site for sites in self.readers.values() for site in sites if site.convolves]
+        regions = find_regions(self.model.graph, convolutions, bool)
+        widths = widths_of(observed, regions.measured)
+        histograms = collect_histograms(self.model, self.ctx, widths, self.gains)
+        return {name: choose_range(h, self.calibration) for name, h in histograms.items()}
+
+    def _with_room_for_bias(self, ranges: Mapping[str, StaticRange]) -> dict[str, Codes]:
+        """The codes, coarser for filters of a convolution so small that int32 would not hold the bias in their units.
+
+        QLinearConv has no other way to add a bias. Such filters hardly respond to anything but are biased: channels
+        that training has switched off.
+        """
+        found = dict(self.codes)
+        for name, sites in self.readers.items():
+            for site in sites:
+                bias = constant_bias(site) if site.convolves and site.name in found and name in ranges else None
+                if bias is None:
+                    continue
+                least = np.abs(bias) / (ranges[name].scale * 2.0**30)
+                if (found[site.name].scale < least).any():
+                    least = least if self.per_channel else least.max(keepdims=True)
+                    found[site.name] = quantize(site_matrix(site).T, 0, per_channel=self.per_channel, least=least)
+        return found
 
     def _accepts(self, draft: Draft) -> bool:
         return self.ctx.acceptable(written(self.model, draft.choices))
@@ -126,7 +154,7 @@ class Drafter:
     def _keep(self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float) -> Draft:
         """The draft in which sites with an error above ``limit`` stay float."""
         present = [site for site in self.sites if site.name in self.codes]
-        sites, left = select(present, lambda site: _too_much(errors.get(site.name, 0.0), limit))
+        sites, left = select(present, partial(_objection, mode, choices, errors, limit))
         declined = [Declined(name, reason) for name, reason in self.broken.items()] + left
         notes = []
         balanced = {s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(choices.gains)
@@ -135,10 +163,21 @@ class Drafter:
         if limit != self.max_error:
             notes.append(f"max_error lowered from {self.max_error:.3g} to {limit:.3g}, or the guard would refuse")
         codes = {site.name: choices.codes[site.name] for site in sites}
-        return Draft(mode, limit, sites, replace(choices, codes=codes), declined, notes)
+        convolutions = [site for site in sites if isinstance(site, Linear) and site.convolves]
+        regions = find_regions(self.model.graph, convolutions, choices.ranges.__contains__)
+        # one object for each range: what moves codes about shares the scale of what it moves
+        ranges = {**choices.ranges, **{name: choices.ranges[source] for name, source in regions.sources.items()}}
+        closed = {name: ranges[name] for name in regions.sources}
+        return Draft(mode, limit, sites, replace(choices, codes=codes, ranges=ranges, closed=closed), declined, notes)
 
 
-def _too_much(error: float, limit: float) -> str | None:
+def _objection(mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float, site: Site) -> str | None:
+    if isinstance(site, Linear) and site.convolves:
+        if mode == "dynamic":
+            return "a Conv is quantized with static ranges only: ONNX Runtime's ConvInteger is slower than float"
+        if (site.activation.name or "") not in choices.ranges:
+            return "a Conv needs static ranges, and values inside a body cannot be observed"
+    error = errors.get(site.name, 0.0)
     if error <= limit:
         return None
     return f"int8 would disturb {error:.2%} of its output's variance (max_error {limit:.2%})"

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.quantization.balance import site_matrix
+from graphopt.lowering import Lowering
 from graphopt.quantization.sites import Linear
-from graphopt.quantization.statistics import observe
+from graphopt.quantization.statistics import observe, widths_of
+from graphopt.quantization.weights import Codes, site_matrix
 from graphopt.quantization.writer import Choices, StaticRange
 from graphopt.transform import PassContext
 
@@ -34,28 +35,54 @@ def measure_errors(
     model: ir.Model, ctx: PassContext, readers: Mapping[str, Sequence[Linear]], choices: Choices
 ) -> dict[str, float]:
     """By site name: squared error of the int8 product over the variance of the float one, on the selection split."""
-    exact: dict[str, list[np.ndarray]] = {name: [] for name in readers}
-    rounded: dict[str, list[np.ndarray]] = {name: [] for name in readers}
-    widths = {name: sites[0].width for name, sites in readers.items()}
-    for name, x in observe(model, ctx, widths, split="selection", limit=_SAMPLES):
-        if sum(map(len, exact[name])) >= _ROWS:
+    samples = {site.name: _Sample(site) for sites in readers.values() for site in sites}
+    for batch, (name, x) in enumerate(observe(model, ctx, widths_of(readers), split="selection", limit=_SAMPLES)):
+        wanted = [s for s in (samples[site.name] for site in readers[name]) if s.count < _ROWS]
+        if not wanted:
             continue
         gain = choices.gains.get(name)
-        coded = round_activation(x if gain is None else x * gain, choices.ranges.get(name)).reshape(-1, x.shape[-1])
-        chosen = np.linspace(0, len(coded) - 1, min(_ROWS_PER_BATCH, len(coded))).astype(int)
-        exact[name].append(x.reshape(coded.shape)[chosen])
-        rounded[name].append(coded[chosen])
-    errors = {}
-    for name, sites in readers.items():
-        if not exact[name]:
-            continue
-        x, coded = np.concatenate(exact[name]), np.concatenate(rounded[name])
-        for site in sites:
-            codes = choices.codes[site.name]
-            dense = codes.dense()
-            W = site_matrix(site)
-            y = x @ W
-            lost = float(((coded @ (dense.T if site.transposed else dense) - y) ** 2).sum())
-            energy = float(((y - y.mean(axis=0)) ** 2).sum()) if len(y) > 1 else float((y**2).sum())
-            errors[site.name] = lost / energy if energy > 0 else 0.0
-    return errors
+        coded = round_activation(x if gain is None else x * gain, choices.ranges.get(name))
+        for sample in wanted:
+            sample.add(x, coded, batch)
+    return {name: sample.error(choices.codes[name]) for name, sample in samples.items() if sample.count}
+
+
+class _Sample:
+    """Rows ``[R, groups, K]`` that one site multiplies: as they are, and as codes represent them."""
+
+    def __init__(self, site: Linear) -> None:
+        self.site, self.count = site, 0
+        self._exact: list[np.ndarray] = []
+        self._coded: list[np.ndarray] = []
+
+    def add(self, x: np.ndarray, coded: np.ndarray, batch: int) -> None:
+        """Some rows of one batch."""
+        exact, coded = self._rows(x, batch), self._rows(coded, batch)
+        chosen = np.linspace(0, len(exact) - 1, min(_ROWS_PER_BATCH, len(exact))).astype(int)
+        self._exact.append(exact[chosen])
+        self._coded.append(coded[chosen])
+        self.count += len(chosen)
+
+    def _rows(self, x: np.ndarray, batch: int) -> np.ndarray:
+        site = self.site
+        if site.convolves:
+            lowering = Lowering(site.node, site.weight, 1, 1)
+            sizes = lowering.output_sizes(x.shape[2:])
+            x = lowering.patches(x, (len(x), 0, *sizes), batch)
+        return x.reshape(-1, site.groups, x.shape[-1] // site.groups)
+
+    def error(self, codes: Codes) -> float:
+        exact, coded = np.concatenate(self._exact), np.concatenate(self._coded)
+        dense = codes.dense()
+        y = _product(exact, site_matrix(self.site))
+        lost = float(((_product(coded, dense.T if self.site.transposed else dense) - y) ** 2).sum())
+        energy = float(((y - y.mean(axis=0)) ** 2).sum()) if len(y) > 1 else float((y**2).sum())
+        return lost / energy if energy > 0 else 0.0
+
+
+def _product(rows: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """``[R, groups, K] @ [K, groups * n]``, group by group, as ``[R, groups * n]``."""
+    groups = rows.shape[1]
+    by_group = W.reshape(W.shape[0], groups, -1).transpose(1, 0, 2)
+    product: np.ndarray = np.matmul(rows.transpose(1, 0, 2), by_group)
+    return product.transpose(1, 0, 2).reshape(len(rows), -1)

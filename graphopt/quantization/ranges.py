@@ -30,7 +30,10 @@ def choose_range(histogram: Histogram, method: RangeMethod) -> StaticRange:
         else:
             low, high = _least_squares(histogram)
     scale = max((high - low) / 255.0, float(np.finfo(np.float32).tiny) * 256)
-    return StaticRange(float(np.float32(scale)), int(np.clip(np.rint(-low / scale), 0, 255)))
+    stored = np.float32(scale)
+    if stored > scale:  # the last code must not be above what a Clip lets through, or it is not fused
+        stored = np.nextafter(stored, np.float32(0))
+    return StaticRange(float(stored), int(np.clip(np.rint(-low / scale), 0, 255)))
 
 
 def _percentile(histogram: Histogram) -> tuple[float, float]:

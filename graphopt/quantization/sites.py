@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt.lowering import attribute
 from graphopt.model import walk_nodes
 from graphopt.transform import Declined
 
@@ -34,7 +35,6 @@ _QUANTIZED_OPS = frozenset(
     }
 )
 _FLOAT_ONLY = {
-    "Conv": "ONNX Runtime's ConvInteger is slower than the float Conv",
     "ConvTranspose": "there is no int8 ConvTranspose in ONNX Runtime's CPU provider",
     "LSTM": "recurrent weights are not quantized by this pass yet",
     "GRU": "recurrent weights are not quantized by this pass yet",
@@ -55,7 +55,10 @@ class Bias:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Linear:
-    """``result = alpha * activation[..., K] @ W[K, N] + bias``; ``transposed``: the weight is stored [N, K]."""
+    """``result = alpha * activation[..., K] @ W[K, N] + bias``; ``transposed``: the weight is stored [N, K].
+
+    A Conv is one, too: its weight [N, C / groups, taps...] is read as [N, K], and K runs over the patch of one group.
+    """
 
     node: ir.Node
     activation: ir.Value
@@ -81,9 +84,23 @@ class Linear:
 
     @property
     def width(self) -> int:
-        """Channels of the activation: K."""
+        """Channels of the activation: K of a product."""
         tensor = self.weight.const_value
-        return int(tensor.shape.numpy()[1 - self.scale_axis]) if tensor is not None else 0
+        channels = int(tensor.shape.numpy()[1 - self.scale_axis]) if tensor is not None else 0
+        return channels * self.groups
+
+    @property
+    def convolves(self) -> bool:
+        return self.node.op_type == "Conv"
+
+    @property
+    def groups(self) -> int:
+        return int(attribute(self.node, "group", 1)) if self.convolves else 1
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the activation that the channels are on."""
+        return 1 if self.convolves else -1
 
     @property
     def packed_attention(self) -> bool:
@@ -136,6 +153,8 @@ def _examine(node: ir.Node) -> Site | str | None:
         return _table(node)
     if kind == (MICROSOFT, "Attention"):
         return _attention(node)
+    if kind == ("", "Conv"):
+        return _conv(node)
     large = [v for v in node.inputs if v is not None and _is_large_float(v)]
     if not large:
         return None
@@ -155,7 +174,7 @@ def _is_large_float(value: ir.Value) -> bool:
     )
 
 
-def _weight(value: ir.Value) -> tuple[ir.Value, bool] | str | None:
+def _weight(value: ir.Value, *, convolves: bool = False) -> tuple[ir.Value, bool] | str | None:
     """The initializer behind an operand, and whether it comes through a transposition; or why it cannot be used."""
     producer = value.producer()
     transposed = False
@@ -177,6 +196,8 @@ def _weight(value: ir.Value) -> tuple[ir.Value, bool] | str | None:
         if tensor.dtype.is_floating_point():
             return f"the weight is {tensor.dtype.name.lower()}; only float32 weights are quantized"
         return None
+    if convolves:  # however small: what counts is that codes need not become floats between convolutions
+        return (value, False) if len(tensor.shape) > 2 and not transposed else None
     if len(tensor.shape) != 2 and tensor.size >= SMALLEST:
         return f"the weight has {len(tensor.shape)} axes; only matrices are quantized"
     if len(tensor.shape) != 2:
@@ -231,6 +252,19 @@ def _gemm(node: ir.Node) -> Linear | str | None:
     else:
         bias = _bias_after(node)
     return Linear(node, activation, value, transposed ^ bool(flags["transB"]), _float(node, "alpha"), bias)
+
+
+def _conv(node: ir.Node) -> Linear | str | None:
+    activation, operand = node.inputs[0], node.inputs[1]
+    if activation is None or operand is None:
+        return None
+    found = _weight(operand, convolves=True)
+    if found is None or isinstance(found, str):
+        return found
+    added = node.inputs[2] if len(node.inputs) > 2 else None
+    if added is not None and (added.const_value is None or added.is_graph_input()):
+        return "its bias is computed"
+    return Linear(node, activation, found[0], transposed=True, bias=Bias(added, None) if added is not None else None)
 
 
 def _attention(node: ir.Node) -> Linear | str | None:

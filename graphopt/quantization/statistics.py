@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import PassError
+from graphopt.quantization.sites import Linear
 from graphopt.transform import PassContext
 
 BINS = 2048
 _WIDEST = 50_000  #: channels observed in one run, all values together
+_POSITIONS = 128  #: that many positions of a map count as one channel each; so long is a usual sequence
 
 
 class ChannelStatistics:
-    """Smallest, largest and mean squared value of each channel (the last axis) of one activation ``x[..., K]``."""
+    """Smallest, largest, mean and mean squared value of each channel of one activation, ``x[..., K]`` or ``x[B, K, ...]``."""
 
-    def __init__(self, width: int) -> None:
-        self.count = 0
+    def __init__(self, width: int, axis: int = -1) -> None:
+        self.count, self.axis = 0, axis
         self.low = np.zeros(width, dtype=np.float32)  # zero is always in range: it has to have a code
         self.high = np.zeros(width, dtype=np.float32)
         self._squares = np.zeros(width)
+        self._sums = np.zeros(width)
 
     def add(self, x: np.ndarray) -> None:
-        """Rows ``[..., K]``."""
-        rows = x.reshape(-1, x.shape[-1])
+        """One batch."""
+        rows = np.moveaxis(x, self.axis, -1).reshape(-1, x.shape[self.axis])
         if not len(rows):
             return
         self.count += len(rows)
         np.minimum(self.low, rows.min(axis=0), out=self.low)
         np.maximum(self.high, rows.max(axis=0), out=self.high)
         self._squares += np.einsum("tk,tk->k", rows, rows, dtype=np.float64)
+        self._sums += rows.sum(axis=0, dtype=np.float64)
 
     @property
     def largest(self) -> np.ndarray:
         """Largest magnitude of each channel."""
         return np.maximum(self.high, -self.low)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of each channel."""
+        return self._sums / max(self.count, 1)
 
     @property
     def power(self) -> np.ndarray:
@@ -109,11 +119,27 @@ def _finite(batch: Mapping[str, np.ndarray], split: str) -> Iterator[tuple[str, 
         yield name, array
 
 
-def collect_channels(model: ir.Model, ctx: PassContext, widths: Mapping[str, int]) -> dict[str, ChannelStatistics]:
-    """Channel statistics of each named value, over the calibration split."""
+def widths_of(readers: Mapping[str, Sequence[Linear]], others: Mapping[str, ir.Value] | None = None) -> dict[str, int]:
+    """What ``observe`` wants to know: of the activations that sites read, and of other values by name."""
+    values = {name: (sites[0].activation, sites[0].width) for name, sites in readers.items()}
+    values = {**{name: (value, 1) for name, value in (others or {}).items()}, **values}
+    return {name: max(channels, _elements(value) // _POSITIONS) for name, (value, channels) in values.items()}
+
+
+def _elements(value: ir.Value) -> int:
+    """Elements of one sample, as far as dims are known."""
+    dims = value.shape.dims[1:] if value.shape is not None else ()
+    return prod(d for d in dims if isinstance(d, int))
+
+
+def collect_channels(
+    model: ir.Model, ctx: PassContext, readers: Mapping[str, Sequence[Linear]]
+) -> dict[str, ChannelStatistics]:
+    """Channel statistics of each activation, over the calibration split."""
     found: dict[str, ChannelStatistics] = {}
-    for name, x in observe(model, ctx, widths):
-        found.setdefault(name, ChannelStatistics(x.shape[-1])).add(x)
+    for name, x in observe(model, ctx, widths_of(readers)):
+        axis = readers[name][0].channel_axis
+        found.setdefault(name, ChannelStatistics(x.shape[axis], axis)).add(x)
     return found
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.quantization.sites import Linear
+
 LEVELS = 127  #: codes run from -127 to 127, so that negation is exact and zero is zero
 _BLOCK = 1 << 22  #: elements handled at once
 
@@ -30,17 +32,30 @@ class Codes:
 
 
 def read_matrix(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The tensor's contents. One on disk is read, not mapped, so that its pages do not stay resident."""
+    """The tensor's contents as a matrix: a convolution's filters are its rows.
+
+    One on disk is read, not mapped, so that its pages do not stay resident.
+    """
     if isinstance(tensor, ir.ExternalTensor):
-        flat = np.frombuffer(tensor.tobytes(), dtype=np.dtype(tensor.dtype.numpy()).newbyteorder("<"))
-        return flat.reshape(tensor.shape.numpy())
-    return tensor.numpy()
+        array = np.frombuffer(tensor.tobytes(), dtype=np.dtype(tensor.dtype.numpy()).newbyteorder("<"))
+    else:
+        array = tensor.numpy()
+    return array.reshape(tensor.shape[0], -1)
 
 
-def quantize(W: np.ndarray, axis: int, *, per_channel: bool = True) -> Codes:
+def site_matrix(site: Linear) -> np.ndarray:
+    """The weight of a site as [K, N], float32."""
+    tensor = site.weight.const_value
+    if tensor is None:
+        raise ValueError(f"{site.weight.name!r} has no data")
+    W = read_matrix(tensor)
+    return W.T if site.transposed else W
+
+
+def quantize(W: np.ndarray, axis: int, *, per_channel: bool = True, least: np.ndarray | float = 0.0) -> Codes:
     """Round to nearest with the largest magnitude of each row (axis 0) or column (axis 1) as code 127.
 
-    Not-a-number and infinite weights raise ValueError: no scale can represent them.
+    No scale is below ``least``. Not-a-number and infinite weights raise ValueError: no scale can represent them.
     """
     rows, width = W.shape
     step = max(1, _BLOCK // max(width, 1))
@@ -54,7 +69,7 @@ def quantize(W: np.ndarray, axis: int, *, per_channel: bool = True) -> Codes:
     if not per_channel:
         largest = largest.max(keepdims=True)
     scale = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
-    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    scale = np.maximum(scale, np.maximum(least, np.finfo(np.float32).tiny)).astype(np.float32)
     codes = np.empty(W.shape, dtype=np.int8)
     for b in blocks:
         divisor = scale[b if len(scale) > 1 else slice(None), None] if axis == 0 else scale[None, :]

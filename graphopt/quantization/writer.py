@@ -32,6 +32,16 @@ class Choices:
     codes: Mapping[str, Codes]  #: by site name; sites that share a weight hold the same object
     ranges: Mapping[str, StaticRange] = field(default_factory=dict)  #: by activation name; the others are dynamic
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by activation name; ``codes`` are of ``W / gain``
+    closed: Mapping[str, StaticRange] = field(default_factory=dict)  #: values that exist as codes only; see ``regions``
+
+
+def constant_bias(site: Linear) -> np.ndarray | None:
+    """What a site adds to its product, float64 [N]; None when that is nothing, or computed."""
+    tensor = site.bias.value.const_value if site.bias is not None else None
+    if tensor is None or site.bias is None or site.weight.shape is None:
+        return None
+    width = site.weight.shape.numpy()[site.scale_axis]
+    return np.broadcast_to(tensor.numpy().astype(np.float64) * site.bias.scale, (1, width))[0]
 
 
 class Int8Writer:
@@ -42,7 +52,12 @@ class Int8Writer:
         self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
         self._weights: dict[tuple[object, ...], ir.Value] = {}
         self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
+        self._names = {id(site.node): site.activation.name or "" for site in sites if isinstance(site, Linear)}
         self._norms = self._norms_before(sites)
+        for node in list(editor.graph) if choices.closed else ():
+            for value in node.outputs:
+                if (chosen := choices.closed.get(value.name or "")) is not None:
+                    self._close(value, chosen)
 
     def _norms_before(self, sites: Sequence[Site]) -> dict[str, ir.Node]:
         """The normalisations that take a gain themselves, so that no Mul is needed, by the activation they make."""
@@ -59,7 +74,7 @@ class Int8Writer:
             self._replace(site.node.outputs[0], self._rows(site))
         elif site.packed_attention:
             self._replace(site.node.outputs[0], self._attention(site))
-        elif (site.activation.name or "") in self.choices.ranges:
+        elif self._names[id(site.node)] in self.choices.ranges:
             self._replace(site.result, self._static(site))
         else:
             self._replace(site.result, self._dynamic(site))
@@ -92,6 +107,8 @@ class Int8Writer:
         """The codes as stored, or the other way round where no table reads them as well."""
         codes, name = self.choices.codes[site.name], site.weight.name
         array = codes.codes.T if transpose else codes.codes
+        if isinstance(site, Linear) and site.convolves and site.weight.shape is not None:
+            array = array.reshape(site.weight.shape.numpy())
         return self._initializer(("codes", id(codes), transpose), f"{name}_int8", array)
 
     def _scale(self, site: Site, factor: float = 1.0, *, column: bool = False) -> ir.Value:
@@ -118,12 +135,13 @@ class Int8Writer:
         """The activation, with its gains applied."""
         x = site.node.inputs[0]  # not ``site.activation``: the site before may have been replaced already
         assert x is not None
-        gain = self.choices.gains.get(site.activation.name or "")
+        name = self._names[id(site.node)]
+        gain = self.choices.gains.get(name)
         if gain is None:
             return x
         key = ("gain", id(x), id(site.node.graph))
         if key not in self._activations:
-            norm = self._norms.get(site.activation.name or "")
+            norm = self._norms.get(name)
             if norm is not None:
                 self._scale_norm(norm, gain)
                 self._activations[key] = [x]
@@ -173,21 +191,47 @@ class Int8Writer:
             added = self.editor.add_initializer(f"{added.name}_scaled", array)
         return self._add("Add", [result, added], site)
 
+    # -- static sites ---------------------------------------------------------------------------------------------
+    def _grid(self, chosen: StaticRange, hint: str | None) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point; those of one range are the same values wherever they are needed."""
+        scale = self._initializer(("grid", id(chosen)), f"{hint}_scale", np.array(chosen.scale, dtype=np.float32))
+        zero = np.array(chosen.zero, dtype=np.uint8)
+        return scale, self._initializer(("zero", "uint8", chosen.zero), f"{hint}_zero", zero)
+
+    def _close(self, value: ir.Value, chosen: StaticRange) -> None:
+        """All readers of ``value`` see what its codes stand for."""
+        node = value.producer()
+        assert node is not None
+        scale, zero = self._grid(chosen, value.name)
+        shape, kind = value.shape, value.type
+        (codes,) = self.editor.insert_node("QuantizeLinear", [value, scale, zero], after=node, outputs=["int8"])
+        quantize = codes.producer()
+        assert quantize is not None
+        (seen,) = self.editor.insert_node("DequantizeLinear", [codes, scale, zero], after=quantize, outputs=["int8"])
+        self.editor.replace_uses(value, seen)
+        quantize.replace_input_with(0, value)
+        seen.shape, seen.type = shape, kind
+        self._activations["static", id(seen), id(node.graph)] = [seen]
+
     def _static(self, site: Linear) -> ir.Value:
+        """The float operator between DequantizeLinear nodes."""
         x = self._input(site)
-        chosen = self.choices.ranges[site.activation.name or ""]
+        chosen = self.choices.ranges[self._names[id(site.node)]]
         key = ("static", id(x), id(site.node.graph))
         if key not in self._activations:
-            scale = self.editor.add_initializer(f"{x.name}_scale", np.array(chosen.scale, dtype=np.float32))
-            zero = self.editor.add_initializer(f"{x.name}_zero", np.array(chosen.zero, dtype=np.uint8))
+            scale, zero = self._grid(chosen, x.name)
             quantized = self._add("QuantizeLinear", [x, scale, zero], site)
             self._activations[key] = [self._add("DequantizeLinear", [quantized, scale, zero], site)]
-        gemm = site.node.op_type == "Gemm"
-        operands = [self._activations[key][0], self._dequantized(site, stored=gemm)]
-        if not gemm:
+        kind = site.node.op_type if site.node.op_type in ("Gemm", "Conv") else "MatMul"
+        operands = [self._activations[key][0], self._dequantized(site, stored=kind != "MatMul")]
+        if kind == "MatMul":
             return self._biased(site, self._add("MatMul", operands, site))
         bias = self._integer_bias(site, chosen)
-        result = self._add("Gemm", [*operands, bias][: 2 + (bias is not None)], site, transB=int(site.transposed))
+        operands += [bias] if bias is not None else []
+        if kind == "Conv":
+            kept = {name: attribute.value for name, attribute in site.node.attributes.items()}
+            return self._add("Conv", operands, site, **kept)
+        result = self._add("Gemm", operands, site, transB=int(site.transposed))
         return result if bias is not None else self._biased(site, result)
 
     def _dequantized(self, site: Linear, *, stored: bool) -> ir.Value:
@@ -206,14 +250,13 @@ class Int8Writer:
         return self._initializer(("zero", shape), "int8_zero", np.zeros(shape, dtype=np.int8))
 
     def _integer_bias(self, site: Linear, chosen: StaticRange) -> ir.Value | None:
-        """A Gemm's constant bias as int32 in units of its accumulator; None where the bias is none or computed."""
-        if site.bias is None or site.bias.value.const_value is None:
-            return None
+        """A constant bias as int32 in units of the accumulator; None where it is none, computed or out of reach."""
         codes = self.choices.codes[site.name]
-        width = codes.codes.shape[site.scale_axis]
-        array = np.broadcast_to(site.bias.value.const_value.numpy() * site.bias.scale, (1, width))[0]
-        unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), (width,))
-        integers = np.rint(array.astype(np.float64) / unit)
+        array = constant_bias(site)
+        if array is None:
+            return None
+        unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), array.shape)
+        integers = np.rint(array / unit)
         if np.abs(integers).max(initial=0) >= 2**31:
             return None
         stored = self.editor.add_initializer(f"{site.bias.value.name}_int32", integers.astype(np.int32))
