@@ -147,6 +147,7 @@ def interleaved(
     *,
     reference: str,
     seconds: float = 60.0,
+    feed_of: Callable[[int, int], Feed] = token_feed,
 ) -> dict[str, dict[tuple[int, int], Timing]]:
     """Time all sessions in turn, one after another in every round, in an order that is drawn anew each round.
 
@@ -157,7 +158,7 @@ def interleaved(
     """
     found: dict[str, dict[tuple[int, int], Timing]] = {name: {} for name in sessions}
     for shape in shapes:
-        feed = token_feed(*shape)
+        feed = feed_of(*shape)
         repeats = {name: _repeats(session, feed) for name, session in sessions.items()}
         times: dict[str, list[float]] = {name: [] for name in sessions}
         order, rng, end = list(sessions), random.Random(0), time.perf_counter() + seconds
