@@ -148,6 +148,10 @@ class PassContext(Protocol):
         """
         ...
 
+    def loaded(self, model: ir.Model) -> ir.Model:
+        """The graph that ONNX Runtime makes of ``model`` on loading it here, fused; for reading its nodes only."""
+        ...
+
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         ...

@@ -15,6 +15,7 @@ from graphopt.pipeline.inputs import Feed, Inputs
 from graphopt.pipeline.runs import ModelRuns, Outputs
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.timing import Stopwatch
+from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.metrics import ComparisonAccumulator
 from graphopt.runtime.sessions import Sessions
 from graphopt.transform import Progress
@@ -111,6 +112,10 @@ class PipelineContext:
         """Measured seconds of each node of the main graph, over the timing shapes."""
         self._demand_runs()
         return self._stopwatch.node_seconds(model)
+
+    def loaded(self, model: ir.Model) -> ir.Model:
+        """The graph that ONNX Runtime makes of ``model`` on loading it."""
+        return loaded_graph(model, provider=self.provider, threads=self._sessions.threads)
 
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""

@@ -48,6 +48,7 @@ class Session:
         optimize: False switches every graph optimisation of ONNX Runtime off: each named value then exists as written.
         outputs: any values of the main graph, in the order wanted; None for the graph's own outputs.
         label: what error messages call the model.
+        loaded: write the graph that is really run to this file, its weights to another beside it.
         profile: record how long each operator takes, in a file whose name begins so; see ``end_profile``.
 
     Raises:
@@ -66,6 +67,7 @@ class Session:
         outputs: Sequence[str] | None = None,
         label: str | None = None,
         profile: Path | None = None,
+        loaded: Path | None = None,
     ) -> None:
         providers = resolve_provider(provider)
         self.label = label or (f"model {model.graph.name!r}" if isinstance(model, ir.Model) else str(model))
@@ -78,6 +80,10 @@ class Session:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
+        if loaded is not None:
+            options.optimized_model_filepath = str(loaded)
+            for key, value in (("file_name", f"{loaded.name}.data"), ("min_size_in_bytes", "1024")):
+                options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
         self._keep_alive: list[Any] = []
         serialized: SerializedModel | None = None
         if isinstance(model, ir.Model):

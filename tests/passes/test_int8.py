@@ -16,6 +16,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor, all_graphs
 from graphopt.model import clone_model, digest, make_names_unique, model_bytes, signature
 from graphopt.passes.int8 import Int8
+from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.session import Session
 from graphopt.transform import Plan, Progress
 
@@ -45,6 +46,9 @@ class Context:
     def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
         self.timed += 1
         return {name: self.static_ratio if name == "static" else 1.0 for name in models}
+
+    def loaded(self, model: ir.Model) -> ir.Model:
+        return loaded_graph(model, threads=1)
 
     def acceptable(self, model: ir.Model) -> bool:
         return sum(node.op_type == "MatMulInteger" for node in model.graph) <= self.most
