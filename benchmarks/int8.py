@@ -75,7 +75,13 @@ def sentences(path: Path, stsb: Path, text: Path) -> Subject:
 
 def theirs(subject: Subject, folder: Path) -> Iterator[tuple[str, Path]]:
     """Files that onnxruntime.quantization writes."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -133,7 +139,9 @@ def compare(subject: Subject, report: measuring.Report, seconds: float) -> None:
     if rivals:
         rival = min(rivals, key=lambda label: ratios[label])
         pair = f"{ratios['ours, static']:.3f} against {ratios[rival]:.3f}"
-        report.expect(ratios["ours, static"] <= SLACK * ratios[rival], f"{subject.name}: static against {rival}: {pair}")
+        report.expect(
+            ratios["ours, static"] <= SLACK * ratios[rival], f"{subject.name}: static against {rival}: {pair}"
+        )
 
 
 def main() -> int:

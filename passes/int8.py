@@ -13,6 +13,7 @@ from graphopt.editing import GraphEditor
 from graphopt.errors import ModelError
 from graphopt.model import upgrade_opset
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
+from graphopt.quantization.fusion import fusion_notes
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.selection import excluded, select
 from graphopt.quantization.sites import Site, Table, find_sites, float_products
@@ -105,6 +106,8 @@ class Int8(Pass[Int8Config]):
         changes = [_change(site, draft) for site in draft.sites]
         if products := float_products(model):
             notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
+        if draft.sites and ctx.can_run:
+            notes += fusion_notes(ctx.loaded(written(model, draft.choices)), draft.sites)
         return Plan(
             tuple(changes),
             (*declined, *draft.declined),

@@ -57,30 +57,30 @@ class _Sample:
 
     def add(self, x: np.ndarray, coded: np.ndarray, batch: int) -> None:
         """Some rows of one batch."""
-        exact, coded = self._rows(x, batch), self._rows(coded, batch)
+        exact, coded = site_rows(self.site, x, batch), site_rows(self.site, coded, batch)
         chosen = np.linspace(0, len(exact) - 1, min(_ROWS_PER_BATCH, len(exact))).astype(int)
         self._exact.append(exact[chosen])
         self._coded.append(coded[chosen])
         self.count += len(chosen)
 
-    def _rows(self, x: np.ndarray, batch: int) -> np.ndarray:
-        site = self.site
-        if site.convolves:
-            lowering = Lowering(site.node, site.weight, 1, 1)
-            sizes = lowering.output_sizes(x.shape[2:])
-            x = lowering.patches(x, (len(x), 0, *sizes), batch)
-        return x.reshape(-1, site.groups, x.shape[-1] // site.groups)
-
     def error(self, codes: Codes) -> float:
         exact, coded = np.concatenate(self._exact), np.concatenate(self._coded)
         dense = codes.dense()
-        y = _product(exact, site_matrix(self.site))
-        lost = float(((_product(coded, dense.T if self.site.transposed else dense) - y) ** 2).sum())
+        y = product(exact, site_matrix(self.site))
+        lost = float(((product(coded, dense.T if self.site.transposed else dense) - y) ** 2).sum())
         energy = float(((y - y.mean(axis=0)) ** 2).sum()) if len(y) > 1 else float((y**2).sum())
         return lost / energy if energy > 0 else 0.0
 
 
-def _product(rows: np.ndarray, W: np.ndarray) -> np.ndarray:
+def site_rows(site: Linear, x: np.ndarray, batch: int) -> np.ndarray:
+    """Rows ``[R, groups, K]`` that a site multiplies; of a convolution those of some output positions."""
+    if site.convolves:
+        lowering = Lowering(site.node, site.weight, 1, 1)
+        x = lowering.patches(x, (len(x), 0, *lowering.output_sizes(x.shape[2:])), batch)
+    return x.reshape(-1, site.groups, x.shape[-1] // site.groups)
+
+
+def product(rows: np.ndarray, W: np.ndarray) -> np.ndarray:
     """``[R, groups, K] @ [K, groups * n]``, group by group, as ``[R, groups * n]``."""
     groups = rows.shape[1]
     by_group = W.reshape(W.shape[0], groups, -1).transpose(1, 0, 2)

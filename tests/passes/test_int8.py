@@ -380,6 +380,104 @@ def test_one_weight_of_two_products_is_stored_once() -> None:
     assert relative(model, result, X) < 0.03
 
 
+# -- convolutions ---------------------------------------------------------------------------------------------------
+CONVS = {
+    "w1": rng(1).standard_normal((16, 8, 3, 3)).astype(np.float32) / 8,
+    "b1": rng(2).standard_normal(16).astype(np.float32),
+    "w2": rng(3).standard_normal((16, 1, 3, 3)).astype(np.float32) / 3,
+    "w3": rng(4).standard_normal((16, 16, 1, 1)).astype(np.float32) / 4,
+    "b3": rng(5).standard_normal(16).astype(np.float32),
+    "w4": rng(6).standard_normal((8, 8, 3, 3)).astype(np.float32) / 8,
+    "lo": np.array(0, np.float32),
+    "hi": np.array(6, np.float32),
+}
+IMAGE = {"x": rng(7).standard_normal((3, 8, 9, 9)).astype(np.float32)}
+
+
+def convolutional(body: str) -> ir.Model:
+    return parse(f"agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) {{ {body} }}", CONVS)
+
+
+RESIDUAL = """
+    [first] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+    ra = Relu(a)
+    [second] d = Conv <group = 16, pads = [1, 1, 1, 1]> (ra, w2)
+    rd = Clip(d, lo, hi)
+    [third] e = Conv(rd, w3, b3)
+    s = Add(ra, e)
+    z = Relu(s)
+    y = GlobalAveragePool(z)
+"""
+
+
+def kernels(model: ir.Model) -> list[str]:
+    return sorted(node.op_type for node in loaded_graph(model, threads=1).graph if node.op_type != "Transpose")
+
+
+def test_convolutions_run_on_codes_from_end_to_end() -> None:
+    model = convolutional(RESIDUAL)
+    result, plan = quantize(model, [IMAGE], mode="static")
+    assert len(plan.changes) == 3 and float_weights(result, 100) == set()
+    inside = ["QLinearAdd", "QLinearConv", "QLinearConv", "QLinearConv", "QLinearGlobalAveragePool"]
+    assert kernels(result) == ["DequantizeLinear", *inside, "QuantizeLinear"]
+    assert relative(model, result, IMAGE) < 0.03
+    assert any("3 of 3 int8 products in fused integer kernels: 3 QLinearConv" in note for note in plan.notes)
+    assert any("1 QLinearAdd" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("body", "kernel"),
+    [
+        ("a = Conv(x, w1, b1) p = MaxPool <kernel_shape = [2, 2]> (a) y = Conv(p, w3)", "MaxPool"),
+        ("a = Conv(x, w1, b1) p = AveragePool <kernel_shape = [2, 2]> (a) y = Conv(p, w3)", "QLinearAveragePool"),
+        ("a = Conv(x, w4) c = Conv(x, w4) k = Concat <axis = 1> (a, c) y = Conv(k, w3)", "QLinearConcat"),
+        ("a = Conv(x, w1) s = Sigmoid(a) m = Mul(a, s) y = Conv(m, w3)", "QLinearSigmoid"),
+    ],
+)
+def test_what_lies_between_convolutions_stays_in_codes(body: str, kernel: str) -> None:
+    model = convolutional(body)
+    result, _ = quantize(model, [IMAGE], mode="static")
+    found = kernels(result)
+    assert kernel in found or f"Nhwc{kernel}" in found, found
+    assert found.count("QuantizeLinear") == 1 and found.count("DequantizeLinear") == 1
+    assert relative(model, result, IMAGE) < 0.04
+
+
+@pytest.mark.parametrize("attributes", ["group = 2, strides = [2, 1]", 'group = 2, auto_pad = "SAME_UPPER"'])
+def test_grouped_convolution_and_its_error(attributes: str) -> None:
+    weights = {"w": rng(8).standard_normal((6, 4, 3, 2)).astype(np.float32)}
+    text = f"agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) {{ y = Conv <{attributes}> (x, w) }}"
+    model = parse(text, weights)
+    result, plan = quantize(model, [IMAGE], mode="static")
+    assert len(plan.changes) == 1 and relative(model, result, IMAGE) < 0.04
+    _, strict = quantize(model, [IMAGE], mode="static", max_error=0.0)
+    (declined,) = strict.declined
+    share = float(declined.reason.split("disturb ")[1].split("%")[0])
+    assert share < 0.1, "int8 disturbs less than a thousandth of the variance of a random convolution"
+
+
+def test_filters_that_are_switched_off_keep_their_bias() -> None:
+    small = CONVS["w1"].copy()
+    small[3] *= 1e-9
+    model = parse(
+        "agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) { y = Conv(x, w, b) }", {"w": small, "b": CONVS["b1"]}
+    )
+    result, _ = quantize(model, [IMAGE], mode="static")
+    assert "QLinearConv" in kernels(result)
+    channel = run(result, IMAGE)[0][:, 3]
+    assert np.abs(channel - CONVS["b1"][3]).max() < 0.1
+
+
+def test_convolution_that_stays_float_takes_its_neighbours_along() -> None:
+    model = convolutional(RESIDUAL)
+    for node, name in zip(list(model.graph)[::2], ("first", "second", "third"), strict=False):
+        node.name = name
+    result, plan = quantize(model, [IMAGE], mode="static", exclude=["third"])
+    assert [c.site for c in plan.changes] == ["first", "second"]
+    assert "QLinearAdd" not in kernels(result) and kernels(result).count("QLinearConv") == 2
+    assert relative(model, result, IMAGE) < 0.03
+
+
 # -- near misses ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("body", "weights", "expected"),
