@@ -2,8 +2,8 @@
 
     python -m benchmarks.digits OUT [--only resnet mobilenet lstm]
 
-scikit-learn's 1,797 scanned digits (8x8), upscaled to 32x32: a ResNet-like and a MobileNetV2-like CNN on the images, and
-an LSTM on their 32 rows as a sequence. Written with our exporter as ``OUT/NAME.onnx``; ``OUT/images.npz`` and
+scikit-learn's 1,797 scanned digits (8x8), upscaled to 32x32: a ResNet-like and a MobileNetV2-like CNN on the images,
+and an LSTM on their 32 rows as a sequence. Written with our exporter as ``OUT/NAME.onnx``; ``OUT/images.npz`` and
 ``OUT/rows.npz`` hold training inputs (for calibration), ``OUT/labelled.npz`` the held-out fifth with its labels. Needs
 torch and scikit-learn. Seeds are fixed; one core, one to three minutes a model.
 """
@@ -31,7 +31,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups:
 
 
 class Residual(nn.Module):
-    """The basic block: ``relu(x + conv(relu(conv(x))))``, with a 1x1 convolution on the short cut where shapes change."""
+    """The basic block: ``relu(x + conv(relu(conv(x))))``; a 1x1 convolution on the short cut where shapes change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

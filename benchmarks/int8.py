@@ -4,9 +4,9 @@
     python -m benchmarks.int8 DIGITS
     python -m benchmarks.int8 minilm.onnx --stsb data/stsb --text data/unlabelled.txt
 
-Each model is quantized by graphopt (dynamic and static) and by ONNX Runtime's quantize_dynamic and quantize_static (after
-its own pre-processing, per channel, min-max ranges, int8 and uint8 activations), static ones on the same calibration inputs.
-Ratios are medians over rounds of the time to float32's in the same round, geometric mean over shapes, one thread.
+Each model is quantized by graphopt (dynamic and static) and by ONNX Runtime's quantize_dynamic and quantize_static
+(after its own pre-processing, per channel, min-max ranges, int8 and uint8 activations), static ones on the same
+calibration inputs. Ratios are medians over rounds of the time to float32's in the same round, geometric mean over shapes, one thread.
 """
 
 from __future__ import annotations

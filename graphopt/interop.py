@@ -113,6 +113,10 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
+    def loaded(self, model: ir.Model) -> ir.Model:
+        """Raises PassError."""
+        _refuse()
+
     def acceptable(self, model: ir.Model) -> bool:
         """Raises PassError."""
         _refuse()

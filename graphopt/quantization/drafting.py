@@ -51,9 +51,11 @@ class Drafter:
         balance: float = 0.0,
         calibration: RangeMethod = RangeMethod.MSE,
         max_error: float = 1.0,
+        standard: bool = False,
     ) -> None:
         self.model, self.ctx, self.sites = model, ctx, sites
         self.per_channel, self.calibration, self.max_error = per_channel, calibration, max_error
+        self.contrib = ctx.provider == "cpu" and not standard
         self.measurable = ctx.has_data and ctx.can_run
         self.readers = readers_by_activation(sites, model)
         self.broken: dict[str, str] = {}
@@ -94,7 +96,8 @@ class Drafter:
         Sites whose measured error exceeds ``max_error`` stay float; when the guard refuses the rest, so do as many of
         the next worst as it takes.
         """
-        choices = Choices(self.codes, self._ranges() if mode == "static" else {}, self.gains)
+        ranges = self._ranges() if mode == "static" else {}
+        choices = Choices(self.codes, ranges, self.gains, contrib=self.contrib)
         if not self.measurable:
             return self._keep(mode, choices, {}, self.max_error)
         if mode == "static":

@@ -1,4 +1,4 @@
-"""What ONNX Runtime made of the int8 nodes when it loaded them: which run in integer kernels, and which do not and why."""
+"""What ONNX Runtime made of the int8 nodes on loading them: which run in integer kernels; which do not, and why."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _POSITIONS = 128  #: that many positions of a map count as one channel each; so 
 
 
 class ChannelStatistics:
-    """Smallest, largest, mean and mean squared value of each channel of one activation, ``x[..., K]`` or ``x[B, K, ...]``."""
+    """Smallest, largest, mean and mean squared value of each channel: of ``x[..., K]``, or of ``x[B, K, ...]``."""
 
     def __init__(self, width: int, axis: int = -1) -> None:
         self.count, self.axis = 0, axis

@@ -40,7 +40,7 @@ def read_matrix(tensor: ir.TensorProtocol) -> np.ndarray:
         array = np.frombuffer(tensor.tobytes(), dtype=np.dtype(tensor.dtype.numpy()).newbyteorder("<"))
     else:
         array = tensor.numpy()
-    return array.reshape(tensor.shape[0], -1)
+    return array.reshape(tensor.shape.numpy()[0], -1)
 
 
 def site_matrix(site: Linear) -> np.ndarray:

@@ -33,6 +33,8 @@ class Choices:
     ranges: Mapping[str, StaticRange] = field(default_factory=dict)  #: by activation name; the others are dynamic
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by activation name; ``codes`` are of ``W / gain``
     closed: Mapping[str, StaticRange] = field(default_factory=dict)  #: values that exist as codes only; see ``regions``
+    #: Static products with a bias as ONNX Runtime's own operator: of the standard nodes it fuses all but the bias
+    contrib: bool = False
 
 
 def constant_bias(site: Linear) -> np.ndarray | None:
@@ -41,7 +43,14 @@ def constant_bias(site: Linear) -> np.ndarray | None:
     if tensor is None or site.bias is None or site.weight.shape is None:
         return None
     width = site.weight.shape.numpy()[site.scale_axis]
-    return np.broadcast_to(tensor.numpy().astype(np.float64) * site.bias.scale, (1, width))[0]
+    array = tensor.numpy().astype(np.float64) * site.bias.scale
+    return np.asarray(np.broadcast_to(array, (1, width))[0])
+
+
+def _read_by(dequantized: ir.Value) -> Sequence[ir.Value | None]:
+    node = dequantized.producer()
+    assert node is not None
+    return node.inputs
 
 
 class Int8Writer:
@@ -184,12 +193,17 @@ class Int8Writer:
         """``Add(result, bias)``, in this order and of this type whatever it was before: only so it is fused."""
         if site.bias is None:
             return result
+        return self._add("Add", [result, self._addend(site)], site)
+
+    def _addend(self, site: Linear) -> ir.Value:
+        """What a site with a bias adds, times its factor where that is not one."""
+        assert site.bias is not None
         added = site.bias.value if site.bias.node is not None else site.node.inputs[2]
         assert added is not None
-        if site.bias.scale != 1.0 and added.const_value is not None:
-            array = added.const_value.numpy() * np.float32(site.bias.scale)
-            added = self.editor.add_initializer(f"{added.name}_scaled", array)
-        return self._add("Add", [result, added], site)
+        if site.bias.scale == 1.0 or added.const_value is None:
+            return added
+        array = added.const_value.numpy() * np.float32(site.bias.scale)
+        return self.editor.add_initializer(f"{added.name}_scaled", array)
 
     # -- static sites ---------------------------------------------------------------------------------------------
     def _grid(self, chosen: StaticRange, hint: str | None) -> tuple[ir.Value, ir.Value]:
@@ -224,6 +238,8 @@ class Int8Writer:
             self._activations[key] = [self._add("DequantizeLinear", [quantized, scale, zero], site)]
         kind = site.node.op_type if site.node.op_type in ("Gemm", "Conv") else "MatMul"
         operands = [self._activations[key][0], self._dequantized(site, stored=kind != "MatMul")]
+        if kind == "MatMul" and self.choices.contrib and site.bias is not None:
+            return self._product(site, operands)
         if kind == "MatMul":
             return self._biased(site, self._add("MatMul", operands, site))
         bias = self._integer_bias(site, chosen)
@@ -233,6 +249,19 @@ class Int8Writer:
             return self._add("Conv", operands, site, **kept)
         result = self._add("Gemm", operands, site, transB=int(site.transposed))
         return result if bias is not None else self._biased(site, result)
+
+    def _product(self, site: Linear, operands: Sequence[ir.Value]) -> ir.Value:
+        """Product, scales and bias in one node, from what the DequantizeLinear nodes of its operands read."""
+        (x, x_scale, x_zero), (w, w_scale, w_zero) = (_read_by(value) for value in operands)
+        (out,) = self.editor.insert_node(
+            "MatMulIntegerToFloat",
+            [x, w, x_scale, w_scale, x_zero, w_zero, self._addend(site)],
+            before=site.node,
+            domain=MICROSOFT,
+            outputs=["int8"],
+            name=f"{site.name}/MatMulIntegerToFloat",
+        )
+        return out
 
     def _dequantized(self, site: Linear, *, stored: bool) -> ir.Value:
         """The weight behind a DequantizeLinear: as stored, or as [K, N]."""
@@ -253,7 +282,7 @@ class Int8Writer:
         """A constant bias as int32 in units of the accumulator; None where it is none, computed or out of reach."""
         codes = self.choices.codes[site.name]
         array = constant_bias(site)
-        if array is None:
+        if array is None or site.bias is None:
             return None
         unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), array.shape)
         integers = np.rint(array / unit)

@@ -281,11 +281,23 @@ def test_packed_attention() -> None:
 # -- static ---------------------------------------------------------------------------------------------------------
 def test_static_writes_qdq() -> None:
     model = parse(LINEAR, W)
-    result, plan = quantize(model, [X], mode="static")
+    result, plan = quantize(model, [X], mode="static", standard=True)
     expected = ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "MatMul", "Add"]
     assert sorted(ops(result)) == sorted(expected)
     assert float_weights(result) == set() and plan.resolved["mode"] == "static"
     assert relative(model, result, X) < 0.03
+
+
+def test_static_product_with_a_bias_is_one_node() -> None:
+    model = parse(LINEAR, W)
+    for per_channel in (True, False):
+        result, plan = quantize(model, [X], mode="static", per_channel=per_channel)
+        assert ops(result) == ["QuantizeLinear", "MatMulIntegerToFloat"]
+        assert relative(model, result, X) < 0.03
+        assert any("1 of 1 int8 products in fused" in note for note in plan.notes)
+    without = parse(f"agraph (float[b, s, {K}] x) => (float[b, s, {N}] y) {{ y = MatMul(x, w) }}", W)
+    result, _ = quantize(without, [X], mode="static")
+    assert domains(result) == {""}, "standard nodes are fused as well where there is no bias"
 
 
 def test_static_gemm_has_an_integer_bias() -> None:
