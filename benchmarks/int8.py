@@ -6,7 +6,8 @@
 
 Each model is quantized by graphopt (dynamic and static) and by ONNX Runtime's quantize_dynamic and quantize_static
 (after its own pre-processing, per channel, min-max ranges, int8 and uint8 activations), static ones on the same
-calibration inputs. Ratios are medians over rounds of the time to float32's in the same round, geometric mean over shapes, one thread.
+calibration inputs. Ratios are medians over rounds of the time to float32's in the same round, geometric mean over
+shapes, one thread.
 """
 
 from __future__ import annotations

@@ -86,7 +86,13 @@ class NoMeasurements:
         return None
 
     def observe(
-        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+        self,
+        model: ir.Model,
+        values: Sequence[str],
+        *,
+        split: str = "calibration",
+        limit: int | None = None,
+        rows: int | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Raises PassError."""
         _refuse()

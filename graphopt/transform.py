@@ -114,11 +114,18 @@ class PassContext(Protocol):
         ...
 
     def observe(
-        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+        self,
+        model: ir.Model,
+        values: Sequence[str],
+        *,
+        split: str = "calibration",
+        limit: int | None = None,
+        rows: int | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Run ``model`` over a split and yield, batch by batch, the named values (any value of the main graph).
 
-        Memory does not grow with the number of batches. ``limit`` caps the number of samples.
+        Memory does not grow with the number of batches. ``limit`` caps the number of samples,
+        ``rows`` those of one batch: many values of long samples need much memory.
         """
         ...
 

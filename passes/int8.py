@@ -17,7 +17,7 @@ from graphopt.quantization.fusion import fusion_notes
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.selection import excluded, select
 from graphopt.quantization.sites import Site, Table, find_sites, float_products
-from graphopt.quantization.weights import Codes
+from graphopt.quantization.weights import LEVELS, REDUCED, Codes, saturates
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
@@ -46,6 +46,12 @@ class Int8Config(PassConfig):
 
     max_error: float = Field(default=0.05, ge=0.0, le=1.0)
     """A site stays float when int8 disturbs more than this share of its output's variance, on held-out inputs."""
+
+    reduce_range: Literal["auto"] | bool = "auto"
+    """Weights of 7 bits, for x86 CPUs without VNNI, whose kernels overflow on 8; auto: where the target is such a CPU."""
+
+    correct_bias: bool = True
+    """Take what int8 adds to a static site's output on average off its bias, where that lowers the error."""
 
     standard: bool = False
     """Write a static MatMul with a bias in standard operators, too: for other runtimes, some 5 % slower on a CPU."""
@@ -98,6 +104,7 @@ class Int8(Pass[Int8Config]):
         declined = [*declined, *left]
         if not sites:
             return Plan((), tuple(declined), ("nothing to quantize", *(raised if model is view.model else ())))
+        reduced = saturates(ctx.target) if self.config.reduce_range == "auto" else self.config.reduce_range
         draft, notes = self._resolve(
             Drafter(
                 model,
@@ -107,10 +114,14 @@ class Int8(Pass[Int8Config]):
                 balance=self.config.balance,
                 calibration=self.config.calibration,
                 max_error=self.config.max_error,
+                levels=REDUCED if reduced else LEVELS,
+                correct_bias=self.config.correct_bias,
                 standard=self.config.standard,
             )
         )
         changes = [_change(site, draft) for site in draft.sites]
+        if reduced:
+            notes.append(f"weights of 7 bits (reduce_range): kernels of {ctx.target} add uint8 x int8 in 16 bits")
         if products := float_products(model):
             notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
         if draft.sites and ctx.can_run:
@@ -119,7 +130,7 @@ class Int8(Pass[Int8Config]):
             tuple(changes),
             (*declined, *draft.declined),
             (*raised, *notes, *draft.notes),
-            resolved={"mode": draft.mode, "max_error": draft.max_error},
+            resolved={"mode": draft.mode, "max_error": draft.max_error, "reduce_range": reduced},
             payload=(model if model is not view.model else None, draft.choices),
         )
 

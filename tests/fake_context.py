@@ -30,7 +30,13 @@ class FakeContext:
         self.splits = {"calibration": made[: feeds * 2 // 3], "selection": made[feeds * 2 // 3 :]}
 
     def observe(
-        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+        self,
+        model: ir.Model,
+        values: Sequence[str],
+        *,
+        split: str = "calibration",
+        limit: int | None = None,
+        rows: int | None = None,
     ) -> Iterator[Feed]:
         for _, found in self.examples(model, values, split=split, limit=limit):
             yield found

@@ -70,21 +70,32 @@ class PipelineContext:
         return next(iter(self._inputs.batches("calibration", 1)), None) if self.has_data else None
 
     def observe(
-        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+        self,
+        model: ir.Model,
+        values: Sequence[str],
+        *,
+        split: str = "calibration",
+        limit: int | None = None,
+        rows: int | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
         """Named values of ``model``, batch by batch, over a split."""
-        for _, found in self.examples(model, values, split=split, limit=limit):
+        for _, found in self._examples(model, values, split, limit, rows):
             yield found
 
     def examples(
         self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
     ) -> Iterator[tuple[Feed, Outputs]]:
         """The same with the inputs of each batch."""
+        yield from self._examples(model, values, split, limit, None)
+
+    def _examples(
+        self, model: ir.Model, values: Sequence[str], split: str, limit: int | None, rows: int | None
+    ) -> Iterator[tuple[Feed, Outputs]]:
         self._demand_runs()
         if split not in OPEN_SPLITS:
             raise PassError(f"a pass may observe the splits {' and '.join(OPEN_SPLITS)}, not {split!r}")
         runs = self._runs if model is self.original else ModelRuns(model, self._inputs, self._sessions)
-        yield from runs.examples(values, split, limit)
+        yield from runs.examples(values, split, limit, rows)
 
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
         """Mean ``1 - cosine`` to the original's outputs on the selection split."""

@@ -63,10 +63,13 @@ class ModelRuns:
                 used += needed
             yield feed, outputs
 
-    def examples(self, values: Sequence[str], split: str, limit: int | None) -> Iterator[tuple[Feed, Outputs]]:
+    def examples(
+        self, values: Sequence[str], split: str, limit: int | None, rows: int | None = None
+    ) -> Iterator[tuple[Feed, Outputs]]:
         """Feeds of a split, each with the named values, on a session of their own."""
         session = self.sessions.open(self.model, outputs=list(values), label=self.label)
-        for feed in self.inputs.batches(split, limit):
+        batches = self.inputs.batches(split, limit)
+        for feed in batches if rows is None else batches.cut(rows):
             yield feed, session.run(feed)
 
 

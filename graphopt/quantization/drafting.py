@@ -13,13 +13,14 @@ import onnx_ir as ir
 from graphopt.editing import GraphEditor
 from graphopt.model import clone_model
 from graphopt.quantization.balance import gains_for
+from graphopt.quantization.correction import mean_shifts
 from graphopt.quantization.errors import measure_errors
 from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.regions import find_regions
 from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight, find_sites
 from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
-from graphopt.quantization.weights import Codes, quantize, read_matrix, site_matrix
+from graphopt.quantization.weights import LEVELS, Codes, quantize, read_matrix, site_matrix
 from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
 from graphopt.transform import Declined, PassContext
 
@@ -51,10 +52,13 @@ class Drafter:
         balance: float = 0.0,
         calibration: RangeMethod = RangeMethod.MSE,
         max_error: float = 1.0,
+        levels: int = LEVELS,
+        correct_bias: bool = True,
         standard: bool = False,
     ) -> None:
         self.model, self.ctx, self.sites = model, ctx, sites
         self.per_channel, self.calibration, self.max_error = per_channel, calibration, max_error
+        self.levels, self.correct_bias = levels, correct_bias
         self.contrib = ctx.provider == "cpu" and not standard
         self.measurable = ctx.has_data and ctx.can_run
         self.readers = readers_by_activation(sites, model)
@@ -81,8 +85,9 @@ class Drafter:
                 if gain is not None:
                     W = W / (gain[:, None] if axis == 1 else gain[None, :])
                 per_channel = self.per_channel or any(isinstance(s, Table) for s in listed)
+                levels = self.levels if any(isinstance(s, Linear) for s in listed) else LEVELS
                 try:
-                    codes = quantize(W, axis, per_channel=per_channel)
+                    codes = quantize(W, axis, per_channel=per_channel, levels=levels)
                 except ValueError as error:
                     self.broken.update({site.name: str(error) for site in listed})
                 else:
@@ -103,7 +108,11 @@ class Drafter:
         if mode == "static":
             choices = replace(choices, codes=self._with_room_for_bias(choices.ranges))
         readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
-        errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
+        readers = {n: ls for n, ls in readers.items() if ls}
+        if mode == "static" and self.correct_bias:
+            choices = replace(choices, shifts=mean_shifts(self.model, self.ctx, readers, choices))
+        errors, shifts = measure_errors(self.model, self.ctx, readers, choices)
+        choices = replace(choices, shifts=shifts)
         draft = self._keep(mode, choices, errors, self.max_error)
         if not draft.sites or self._accepts(draft):
             return draft
@@ -133,7 +142,9 @@ class Drafter:
                 least = np.abs(bias) / (ranges[name].scale * 2.0**30)
                 if (found[site.name].scale < least).any():
                     least = least if self.per_channel else least.max(keepdims=True)
-                    found[site.name] = quantize(site_matrix(site).T, 0, per_channel=self.per_channel, least=least)
+                    found[site.name] = quantize(
+                        site_matrix(site).T, 0, per_channel=self.per_channel, least=least, levels=self.levels
+                    )
         return found
 
     def _accepts(self, draft: Draft) -> bool:
@@ -163,6 +174,8 @@ class Drafter:
         balanced = {s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(choices.gains)
         if balanced:
             notes.append(f"outlier channels of {len(balanced)} activations balanced")
+        if corrected := sum(site.name in choices.shifts for site in sites):
+            notes.append(f"biases of {corrected} sites corrected by the mean of what int8 adds")
         if limit != self.max_error:
             notes.append(f"max_error lowered from {self.max_error:.3g} to {limit:.3g}, or the guard would refuse")
         codes = {site.name: choices.codes[site.name] for site in sites}

@@ -31,20 +31,36 @@ def round_activation(x: np.ndarray, chosen: StaticRange | None) -> np.ndarray:
     return np.asarray((codes - chosen.zero) * np.float32(chosen.scale), dtype=np.float32)
 
 
+def coded_activation(x: np.ndarray, name: str, choices: Choices) -> np.ndarray:
+    """What the codes of the activation called ``name`` stand for, its gains included."""
+    gain = choices.gains.get(name)
+    return round_activation(x if gain is None else x * gain, choices.ranges.get(name))
+
+
 def measure_errors(
     model: ir.Model, ctx: PassContext, readers: Mapping[str, Sequence[Linear]], choices: Choices
-) -> dict[str, float]:
-    """By site name: squared error of the int8 product over the variance of the float one, on the selection split."""
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """By site name: squared error of the int8 product over the variance of the float one, on the selection split.
+
+    Also those of ``choices.shifts`` that lower the error when they are taken off; the others are taken off in no site.
+    """
     samples = {site.name: _Sample(site) for sites in readers.values() for site in sites}
     for batch, (name, x) in enumerate(observe(model, ctx, widths_of(readers), split="selection", limit=_SAMPLES)):
         wanted = [s for s in (samples[site.name] for site in readers[name]) if s.count < _ROWS]
         if not wanted:
             continue
-        gain = choices.gains.get(name)
-        coded = round_activation(x if gain is None else x * gain, choices.ranges.get(name))
+        coded = coded_activation(x, name, choices)
         for sample in wanted:
             sample.add(x, coded, batch)
-    return {name: sample.error(choices.codes[name]) for name, sample in samples.items() if sample.count}
+    errors: dict[str, float] = {}
+    kept: dict[str, np.ndarray] = {}
+    for name, sample in samples.items():
+        if not sample.count:
+            continue
+        errors[name], shift = sample.error(choices.codes[name], choices.shifts.get(name))
+        if shift is not None:
+            kept[name] = shift
+    return errors, kept
 
 
 class _Sample:
@@ -63,13 +79,18 @@ class _Sample:
         self._coded.append(coded[chosen])
         self.count += len(chosen)
 
-    def error(self, codes: Codes) -> float:
+    def error(self, codes: Codes, shift: np.ndarray | None) -> tuple[float, np.ndarray | None]:
+        """The smaller error, with ``shift`` taken off or not, and the shift if it is with it."""
         exact, coded = np.concatenate(self._exact), np.concatenate(self._coded)
         dense = codes.dense()
         y = product(exact, site_matrix(self.site))
-        lost = float(((product(coded, dense.T if self.site.transposed else dense) - y) ** 2).sum())
+        difference = product(coded, dense.T if self.site.transposed else dense) - y
+        lost = float((difference**2).sum())
+        if shift is not None:
+            corrected = float(((difference - shift) ** 2).sum())
+            lost, shift = (corrected, shift) if corrected < lost else (lost, None)
         energy = float(((y - y.mean(axis=0)) ** 2).sum()) if len(y) > 1 else float((y**2).sum())
-        return lost / energy if energy > 0 else 0.0
+        return lost / energy if energy > 0 else 0.0, shift
 
 
 def site_rows(site: Linear, x: np.ndarray, batch: int) -> np.ndarray:

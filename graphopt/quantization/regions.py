@@ -3,8 +3,8 @@
 ONNX Runtime has integer kernels that read codes and put out codes: QLinearConv, and between convolutions QLinearAdd,
 QLinearConcat, QLinearAveragePool, ... It takes them where *every* operand and *every* result is quantized. So the
 result of each convolution is closed: all its readers, of whatever kind, see what the codes stand for; and so is the
-result of each operator with an integer kernel all of whose operands are closed. A Relu or Clip in between costs nothing:
-the range of the codes clips.
+result of each operator with an integer kernel all of whose operands are closed. A Relu or Clip in between costs
+nothing: the range of the codes clips.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from graphopt.transform import PassContext
 
 BINS = 2048
 _WIDEST = 50_000  #: channels observed in one run, all values together
+_ROWS = 8  #: samples of one run: all its values are in memory at once
 _POSITIONS = 128  #: that many positions of a map count as one channel each; so long is a usual sequence
 
 
@@ -102,13 +103,13 @@ def observe(
     total = 0
     for name, width in widths.items():
         if names and total + width > _WIDEST:
-            for batch in ctx.observe(model, names, split=split, limit=limit):
+            for batch in ctx.observe(model, names, split=split, limit=limit, rows=_ROWS):
                 yield from _finite(batch, split)
             names, total = [], 0
         names.append(name)
         total += width
     if names:
-        for batch in ctx.observe(model, names, split=split, limit=limit):
+        for batch in ctx.observe(model, names, split=split, limit=limit, rows=_ROWS):
             yield from _finite(batch, split)
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from graphopt.quantization.sites import Linear
 
 LEVELS = 127  #: codes run from -127 to 127, so that negation is exact and zero is zero
+REDUCED = 63  #: the same for kernels that add two products in 16 bits: 2 * 255 * 63 fits, 2 * 255 * 127 does not
 _BLOCK = 1 << 22  #: elements handled at once
 
 
@@ -52,8 +53,18 @@ def site_matrix(site: Linear) -> np.ndarray:
     return W.T if site.transposed else W
 
 
-def quantize(W: np.ndarray, axis: int, *, per_channel: bool = True, least: np.ndarray | float = 0.0) -> Codes:
-    """Round to nearest with the largest magnitude of each row (axis 0) or column (axis 1) as code 127.
+def saturates(target: str) -> bool:
+    """Whether a CPU's kernels overflow on full 8-bit weights: x86 without VNNI multiplies uint8 x int8 in 16 bits.
+
+    ``target`` is ``graphopt.runtime.provider.default_target``, which reads this CPU's flags, or what the user named.
+    """
+    return target == "cpu-avx2"
+
+
+def quantize(
+    W: np.ndarray, axis: int, *, per_channel: bool = True, least: np.ndarray | float = 0.0, levels: int = LEVELS
+) -> Codes:
+    """Round to nearest with the largest magnitude of each row (axis 0) or column (axis 1) as code ``levels``.
 
     No scale is below ``least``. Not-a-number and infinite weights raise ValueError: no scale can represent them.
     """
@@ -68,10 +79,10 @@ def quantize(W: np.ndarray, axis: int, *, per_channel: bool = True, least: np.nd
         raise ValueError("the weight holds numbers that are not finite")
     if not per_channel:
         largest = largest.max(keepdims=True)
-    scale = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
+    scale = np.where(largest > 0, largest / levels, 1.0).astype(np.float32)
     scale = np.maximum(scale, np.maximum(least, np.finfo(np.float32).tiny)).astype(np.float32)
     codes = np.empty(W.shape, dtype=np.int8)
     for b in blocks:
         divisor = scale[b if len(scale) > 1 else slice(None), None] if axis == 0 else scale[None, :]
-        codes[b] = np.clip(np.rint(W[b] / divisor), -LEVELS, LEVELS)
+        codes[b] = np.clip(np.rint(W[b] / divisor), -levels, levels)
     return Codes(codes, scale, axis)

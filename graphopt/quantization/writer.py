@@ -33,6 +33,7 @@ class Choices:
     ranges: Mapping[str, StaticRange] = field(default_factory=dict)  #: by activation name; the others are dynamic
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by activation name; ``codes`` are of ``W / gain``
     closed: Mapping[str, StaticRange] = field(default_factory=dict)  #: values that exist as codes only; see ``regions``
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by site name; what int8 adds to a product, [N]
     #: Static products with a bias as ONNX Runtime's own operator: of the standard nodes it fuses all but the bias
     contrib: bool = False
 
@@ -45,6 +46,15 @@ def constant_bias(site: Linear) -> np.ndarray | None:
     width = site.weight.shape.numpy()[site.scale_axis]
     array = tensor.numpy().astype(np.float64) * site.bias.scale
     return np.asarray(np.broadcast_to(array, (1, width))[0])
+
+
+def correctable(site: Linear, choices: Choices) -> bool:
+    """Whether a static site has a bias to take a shift off, or gets one for nothing."""
+    if site.name not in choices.codes or site.packed_attention:
+        return False
+    if site.bias is None:
+        return site.node.op_type in ("Conv", "Gemm")
+    return site.bias.value.const_value is not None
 
 
 def _read_by(dequantized: ir.Value) -> Sequence[ir.Value | None]:
@@ -195,8 +205,19 @@ class Int8Writer:
             return result
         return self._add("Add", [result, self._addend(site)], site)
 
+    def _corrected_bias(self, site: Linear) -> np.ndarray | None:
+        """``constant_bias`` less what int8 shifts."""
+        bias, shift = constant_bias(site), self.choices.shifts.get(site.name)
+        if shift is None:
+            return bias
+        return -shift.astype(np.float64) if bias is None else bias - shift
+
     def _addend(self, site: Linear) -> ir.Value:
-        """What a site with a bias adds, times its factor where that is not one."""
+        """What a site with a bias adds, times its factor where that is not one, less what int8 shifts."""
+        if site.name in self.choices.shifts:
+            return self.editor.add_initializer(
+                f"{site.name}/bias", np.asarray(self._corrected_bias(site), dtype=np.float32)
+            )
         assert site.bias is not None
         added = site.bias.value if site.bias.node is not None else site.node.inputs[2]
         assert added is not None
@@ -281,15 +302,16 @@ class Int8Writer:
     def _integer_bias(self, site: Linear, chosen: StaticRange) -> ir.Value | None:
         """A constant bias as int32 in units of the accumulator; None where it is none, computed or out of reach."""
         codes = self.choices.codes[site.name]
-        array = constant_bias(site)
-        if array is None or site.bias is None:
+        array = self._corrected_bias(site)
+        if array is None:
             return None
         unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), array.shape)
         integers = np.rint(array / unit)
         if np.abs(integers).max(initial=0) >= 2**31:
             return None
-        stored = self.editor.add_initializer(f"{site.bias.value.name}_int32", integers.astype(np.int32))
-        scale = self.editor.add_initializer(f"{site.bias.value.name}_scale", unit.astype(np.float32))
+        hint = site.bias.value.name if site.bias is not None else f"{site.name}/bias"
+        stored = self.editor.add_initializer(f"{hint}_int32", integers.astype(np.int32))
+        scale = self.editor.add_initializer(f"{hint}_scale", unit.astype(np.float32))
         return self._add("DequantizeLinear", [stored, scale], site, axis=0)
 
     def _attention(self, site: Linear) -> ir.Value:

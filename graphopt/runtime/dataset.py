@@ -60,6 +60,18 @@ class Dataset:
 
         return replace(self, source=source, samples=None if self.samples is None else min(limit, self.samples))
 
+    def cut(self, rows: int) -> Dataset:
+        """The same samples in batches of ``rows`` at most."""
+
+        def source() -> Iterator[Feed]:
+            for feed in self:
+                if self.size(feed) <= rows or not self._separable(feed):
+                    yield feed
+                else:
+                    yield from (rows_of(feed, slice(at, at + rows)) for at in range(0, self.size(feed), rows))
+
+        return replace(self, source=source)
+
     def keys(self, feed: Feed) -> list[bytes]:
         """A content digest per sample."""
         size = self.size(feed)

@@ -16,6 +16,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor, all_graphs
 from graphopt.model import clone_model, digest, make_names_unique, model_bytes, signature
 from graphopt.passes.int8 import Int8
+from graphopt.runtime import provider
 from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.session import Session
 from graphopt.transform import Plan, Progress
@@ -37,7 +38,13 @@ class Context:
         self.timed = 0
 
     def observe(
-        self, model: ir.Model, values: Sequence[str], *, split: str = "calibration", limit: int | None = None
+        self,
+        model: ir.Model,
+        values: Sequence[str],
+        *,
+        split: str = "calibration",
+        limit: int | None = None,
+        rows: int | None = None,
     ) -> Iterator[Feed]:
         session = Session(model, outputs=list(values))
         for feed in self.feeds:
@@ -613,6 +620,31 @@ def test_one_scale_for_a_whole_weight(mode: str) -> None:
     assert relative(model, result, X) < 0.04
 
 
+@pytest.mark.parametrize(
+    ("flags", "setting", "largest"),
+    [
+        ({"avx2", "avx512f", "avx512_vnni"}, "auto", 127),
+        ({"avx2", "avx_vnni"}, "auto", 127),
+        ({"avx2"}, "auto", 63),
+        ({"avx2"}, False, 127),
+        ({"avx2", "avx512_vnni"}, True, 63),
+    ],
+)
+def test_weights_have_the_bits_that_the_cpu_stands(
+    flags: set[str], setting: object, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(provider.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(Context, "target", provider.default_target())
+    model = parse(LINEAR, W)
+    result, plan = quantize(model, [X], mode="dynamic", reduce_range=setting)
+    codes = next(v.const_value for n, v in result.graph.initializers.items() if n.startswith("w_int8"))
+    assert codes is not None and np.abs(codes.numpy()).max() == largest
+    assert plan.resolved["reduce_range"] == (largest == 63)
+    assert any("7 bits" in note for note in plan.notes) == (largest == 63)
+    assert relative(model, result, X) < 0.04
+
+
 def test_bad_parameters_are_refused() -> None:
     with pytest.raises(ValidationError, match="no regular expression"):
         Int8(exclude=["("])
@@ -686,6 +718,30 @@ def test_the_worst_sites_stay_float_until_the_guard_accepts(most: int) -> None:
     context.most = 1000
     replay = Int8(**{"balance": 0.0, **plan.resolved}).plan(GraphView(model), context)  # type: ignore[arg-type]
     assert replay.changes == plan.changes
+
+
+POSITIVE = {"x": np.abs(rng(3).standard_normal((4, 8, 9, 9))).astype(np.float32) + 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "feed"),
+    [
+        (LINEAR, W, {"x": np.abs(X["x"]) + 2}),
+        (f"agraph (float[b, {K}] x) => (float[b, {N}] y) {{ y = Gemm(x, w) }}", W, {"x": np.abs(X["x"][0]) + 2}),
+        ("agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) { y = Conv(x, w1) }", CONVS, POSITIVE),
+        ("agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) { y = Conv(x, w1, b1) }", CONVS, POSITIVE),
+    ],
+)
+def test_bias_is_corrected(text: str, weights: dict[str, np.ndarray], feed: Feed) -> None:
+    model = parse(text, weights)
+    exact = run(model, feed)[0]
+    axes = (0, 2, 3) if exact.ndim == 4 else tuple(range(exact.ndim - 1))
+    shifts = {}
+    for correct in (True, False):
+        result, plan = quantize(model, [feed], mode="static", per_channel=False, correct_bias=correct)
+        shifts[correct] = float(np.abs((run(result, feed)[0] - exact).mean(axis=axes)).mean())
+        assert any("biases of 1 sites corrected" in note for note in plan.notes) == correct
+    assert shifts[True] < 0.4 * shifts[False]
 
 
 def test_without_data_the_notes_say_what_is_missing() -> None:

@@ -80,7 +80,7 @@ def test_wide_values_are_observed_in_portions(monkeypatch: pytest.MonkeyPatch) -
     asked = []
 
     class Context:
-        def observe(self, model: object, names: list[str], *, split: str, limit: int | None) -> list[dict[str, int]]:
+        def observe(self, model: object, names: list[str], **options: object) -> list[dict[str, int]]:
             asked.append(list(names))
             return [dict.fromkeys(names, batch) for batch in range(2)]
 

@@ -297,3 +297,11 @@ def test_synthetic_data_has_many_shapes_and_says_so() -> None:
 def test_probes() -> None:
     assert list(probe_feeds(encoder())) == ["1x1", "1x16", "3x7 ragged", "2x24 ragged"]
     assert list(probe_feeds(mlp())) == ["batch 1", "batch 3", "batch 2"]
+
+
+def test_batches_can_be_cut(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=rows(35))
+    data = load_dataset(tmp_path / "d.npz", mlp())
+    assert [len(feed["x"]) for feed in data.cut(8)] == [8, 8, 8, 8, 3]
+    np.testing.assert_array_equal(stacked(data.cut(8)), rows(35))
+    assert [len(feed["x"]) for feed in data.cut(8).head(20)] == [8, 8, 4]
