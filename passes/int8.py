@@ -48,7 +48,7 @@ class Int8Config(PassConfig):
     """A site stays float when int8 disturbs more than this share of its output's variance, on held-out inputs."""
 
     reduce_range: Literal["auto"] | bool = "auto"
-    """Weights of 7 bits, for x86 CPUs without VNNI, whose kernels overflow on 8; auto: where the target is such a CPU."""
+    """Weights of 7 bits, for x86 CPUs without VNNI, whose kernels overflow on 8; auto: if the target is such a CPU."""
 
     correct_bias: bool = True
     """Take what int8 adds to a static site's output on average off its bias, where that lowers the error."""

@@ -76,7 +76,8 @@ class Session:
             from graphopt.model import open_model
 
             model = open_model(model)
-        options = _options(threads=threads, optimize=optimize, accelerated=len(providers) > 1)
+        watched = not optimize or outputs is not None
+        options = _options(threads=threads, optimize=optimize, watched=watched, accelerated=len(providers) > 1)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -254,7 +255,7 @@ def _closing_bracket(text: str, opening: int) -> int:
     return -1
 
 
-def _options(*, threads: int | None, optimize: bool, accelerated: bool) -> Any:
+def _options(*, threads: int | None, optimize: bool, watched: bool, accelerated: bool) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -268,7 +269,9 @@ def _options(*, threads: int | None, optimize: bool, accelerated: bool) -> Any:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_mem_pattern = False  # statistics run at many shapes; plans would pile up
+    if watched:  # statistics run at many shapes: plans would pile up, and the arena keeps the most that was ever needed
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
     return options
 
 

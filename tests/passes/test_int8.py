@@ -326,7 +326,7 @@ def test_auto_takes_the_faster_and_pins_it(ratio: float, chosen: str) -> None:
     model = parse(LINEAR, W)
     context = Context(model, [X], static_ratio=ratio)
     plan = Int8().plan(GraphView(model), context)  # type: ignore[arg-type]
-    assert plan.resolved == {"mode": chosen, "max_error": 0.05} and context.timed == 1
+    assert plan.resolved == {"mode": chosen, "max_error": 0.05, "reduce_range": False} and context.timed == 1
     replay = Int8(**plan.resolved)
     first, second = clone_model(model), clone_model(model)
     Int8().apply(GraphEditor(first), plan)
