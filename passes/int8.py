@@ -13,10 +13,11 @@ from graphopt.editing import GraphEditor
 from graphopt.errors import ModelError
 from graphopt.model import upgrade_opset
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
+from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.selection import excluded, select
-from graphopt.quantization.sites import Site, Table, find_sites, float_products
+from graphopt.quantization.sites import Site, Table
 from graphopt.quantization.weights import LEVELS, REDUCED, Codes, saturates
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
@@ -77,8 +78,8 @@ class Int8(Pass[Int8Config]):
     """Quantize matrix products, convolutions and embedding tables to int8.
 
     Matches:  MatMul, Gemm, FusedMatMul and packed Attention with a float32 weight ``W[K, N]``, bias included; Conv, of
-              any number of groups (static only); Gather or Slice of rows of a float32 table ``[R, D]``. Nested bodies
-              too, where values cannot be observed and are dynamic.
+              any number of groups (static only); LSTM (dynamic only); Gather or Slice of rows of a float32 table
+              ``[R, D]``. Nested bodies too, where values cannot be observed and are dynamic.
     Rewrites: dynamic: ``Cast(MatMulInteger(DynamicQuantizeLinear(x), W8)) * (scale_x * scale_W) + bias``, one
               DynamicQuantizeLinear for all readers of ``x``; static: QuantizeLinear / DequantizeLinear pairs around the
               float op, on a CPU MatMulIntegerToFloat for a MatMul with a bias; what lies between convolutions stays in
@@ -207,7 +208,7 @@ def _change(site: Site, draft: Draft) -> Change:
     if isinstance(site, Table):
         return Change(site.name, before, "int8 rows, a scale for each", saves)
     name = site.activation.name or ""
-    kind = "static" if name in draft.choices.ranges and not site.packed_attention else "dynamic"
+    kind = "static" if name in draft.choices.ranges and not site.always_dynamic else "dynamic"
     balanced = ", balanced" if name in draft.choices.gains else ""
     scales = "a scale" if len(codes.scale) == 1 else "a scale for each column"
     return Change(site.name, before, f"int8 weight, {scales}; {kind} uint8 activation{balanced}", saves)

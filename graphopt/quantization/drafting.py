@@ -15,10 +15,11 @@ from graphopt.model import clone_model
 from graphopt.quantization.balance import gains_for
 from graphopt.quantization.correction import mean_shifts
 from graphopt.quantization.errors import measure_errors
+from graphopt.quantization.finding import find_sites
 from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.regions import find_regions
 from graphopt.quantization.selection import readers_by_activation, select
-from graphopt.quantization.sites import Linear, Site, Table, by_weight, find_sites
+from graphopt.quantization.sites import Linear, Site, Table, by_weight
 from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
 from graphopt.quantization.weights import LEVELS, Codes, quantize, read_matrix, site_matrix
 from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
@@ -66,9 +67,10 @@ class Drafter:
         self.gains: dict[str, np.ndarray] = {}
         if self.measurable and balance:
             tied = {id(site.weight) for site in sites if isinstance(site, Table)}
-            untied = {
-                n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied or s.convolves for s in ls)
+            held = {
+                n for n, ls in self.readers.items() for s in ls if id(s.weight) in tied or s.convolves or s.recurrent
             }
+            untied = {n: ls for n, ls in self.readers.items() if n not in held}
             statistics = collect_channels(model, ctx, untied)
             self.gains = gains_for(statistics, untied, balance)
         self.codes = self._quantize()
@@ -76,11 +78,9 @@ class Drafter:
     def _quantize(self) -> dict[str, Codes]:
         found: dict[str, Codes] = {}
         with self.ctx.progress("int8 weights", len(self.sites)) as bar:
-            for weight, axis, listed in by_weight(self.sites):
-                tensor = weight.const_value
-                assert tensor is not None
-                W = read_matrix(tensor)
+            for axis, listed in by_weight(self.sites):
                 first = listed[0]
+                W = read_matrix(first)
                 gain = self.gains.get(first.activation.name or "") if isinstance(first, Linear) else None
                 if gain is not None:
                     W = W / (gain[:, None] if axis == 1 else gain[None, :])
@@ -120,7 +120,7 @@ class Drafter:
 
     def _ranges(self) -> dict[str, StaticRange]:
         """Of everything that may have to be quantized: what sites read, and what ``find_regions`` may close."""
-        observed = {n: ls for n, ls in self.readers.items() if any(not s.packed_attention for s in ls)}
+        observed = {n: ls for n, ls in self.readers.items() if any(not s.always_dynamic for s in ls)}
         convolutions = [site for sites in self.readers.values() for site in sites if site.convolves]
         regions = find_regions(self.model.graph, convolutions, bool)
         widths = widths_of(observed, regions.measured)

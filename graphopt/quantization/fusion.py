@@ -28,7 +28,7 @@ _NAMED = 3  #: nodes named in a note
 
 def fusion_notes(loaded: ir.Model, sites: Sequence[Site]) -> list[str]:
     """Notes on the graph that ONNX Runtime made of the model in which ``sites`` were written."""
-    total = sum(isinstance(site, Linear) for site in sites)
+    total = len({id(site.node) for site in sites if isinstance(site, Linear)})
     if not total:
         return []
     kernels: Counter[str] = Counter()

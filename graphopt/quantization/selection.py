@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
@@ -39,6 +40,10 @@ def select(sites: Iterable[Site], verdict: Verdict) -> tuple[list[Site], list[De
             chosen.append(site)
         else:
             declined.append(Declined(site.name, reason))
+    parts = Counter(id(site.node) for site in chosen)
+    halves = [site for site in chosen if isinstance(site, Linear) and site.recurrent and parts[id(site.node)] < 2]
+    declined += [Declined(site.name, "the other weight of its LSTM stays float") for site in halves]
+    chosen = [site for site in chosen if site not in halves]
     covered = {id(site.node) for site in chosen}
     kept = []
     for site in chosen:

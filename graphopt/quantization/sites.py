@@ -1,4 +1,4 @@
-"""Finds the places of a graph that int8 can take over, and says of every other weight why it stays float."""
+"""The places of a graph that int8 takes over: what they multiply or read."""
 
 from __future__ import annotations
 
@@ -8,40 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.lowering import attribute
-from graphopt.model import walk_nodes
-from graphopt.transform import Declined
 
 MICROSOFT = "com.microsoft"
-SMALLEST = 1024  #: elements; a smaller weight gains neither bytes nor time
-NARROWEST = 16  #: elements; a table with shorter rows would hardly shrink, each row brings its own scale
-
-_QUANTIZED = frozenset({"DequantizeLinear", "DequantizeWithOrder", "DequantizeBFP"})
-_QUANTIZED_OPS = frozenset(
-    {
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearMatMul",
-        "QLinearConv",
-        "DynamicQuantizeMatMul",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "MatMulBnb4",
-        "QAttention",
-        "QGemm",
-        "QOrderedMatMul",
-        "GatherBlockQuantized",
-        "DynamicQuantizeLSTM",
-        "QEmbedLayerNormalization",
-    }
-)
-_FLOAT_ONLY = {
-    "ConvTranspose": "there is no int8 ConvTranspose in ONNX Runtime's CPU provider",
-    "LSTM": "recurrent weights are not quantized by this pass yet",
-    "GRU": "recurrent weights are not quantized by this pass yet",
-    "RNN": "recurrent weights are not quantized by this pass yet",
-    "Einsum": "ONNX Runtime has no int8 Einsum",
-    "EmbedLayerNormalization": "its tables are inside one contrib op; run fuse before, which takes it apart",
-}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -58,6 +26,7 @@ class Linear:
     """``result = alpha * activation[..., K] @ W[K, N] + bias``; ``transposed``: the weight is stored [N, K].
 
     A Conv is one, too: its weight [N, C / groups, taps...] is read as [N, K], and K runs over the patch of one group.
+    An LSTM is two: its weights [directions, 4 * hidden, K] are read as [N, K], and multiply the inputs and the states.
     """
 
     node: ir.Node
@@ -69,7 +38,10 @@ class Linear:
 
     @property
     def name(self) -> str:
-        return self.node.name or ""
+        name = self.node.name or ""
+        if not self.recurrent:
+            return name
+        return f"{name}/{'R' if self.activation is self.node.outputs[0] else 'W'}"
 
     @property
     def result(self) -> ir.Value:
@@ -86,8 +58,9 @@ class Linear:
     def width(self) -> int:
         """Channels of the activation: K of a product."""
         tensor = self.weight.const_value
-        channels = int(tensor.shape.numpy()[1 - self.scale_axis]) if tensor is not None else 0
-        return channels * self.groups
+        if tensor is None:
+            return 0
+        return int(tensor.shape.numpy()[2 if self.recurrent else 1 - self.scale_axis]) * self.groups
 
     @property
     def convolves(self) -> bool:
@@ -101,6 +74,16 @@ class Linear:
     def channel_axis(self) -> int:
         """The axis of the activation that the channels are on."""
         return 1 if self.convolves else -1
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether this is one of the two products of an LSTM."""
+        return self.node.op_type == "LSTM"
+
+    @property
+    def always_dynamic(self) -> bool:
+        """Whether ONNX Runtime's operator for it finds the ranges of activations itself."""
+        return self.packed_attention or self.recurrent
 
     @property
     def packed_attention(self) -> bool:
@@ -127,238 +110,10 @@ class Table:
 Site = Linear | Table
 
 
-def find_sites(model: ir.Model) -> tuple[list[Site], list[Declined]]:
-    """All sites of the main graph and of every nested body, in graph order, and what else holds weights."""
-    sites: list[Site] = []
-    declined: list[Declined] = []
-    for node in walk_nodes(model):
-        found = _examine(node)
-        if isinstance(found, str):
-            declined.append(Declined(node.name or node.op_type, found))
-        elif found is not None:
-            sites.append(found)
-    return sites, declined
-
-
-def _examine(node: ir.Node) -> Site | str | None:
-    """The site that ``node`` is; or why it is none although it holds weights; or None where there is nothing to say."""
-    kind = (node.domain, node.op_type)
-    if node.op_type in _QUANTIZED_OPS:
-        return "already quantized"
-    if kind in (("", "MatMul"), (MICROSOFT, "FusedMatMul")):
-        return _matmul(node)
-    if kind == ("", "Gemm"):
-        return _gemm(node)
-    if kind in (("", "Gather"), ("", "Slice")):
-        return _table(node)
-    if kind == (MICROSOFT, "Attention"):
-        return _attention(node)
-    if kind == ("", "Conv"):
-        return _conv(node)
-    large = [v for v in node.inputs if v is not None and _is_large_float(v)]
-    if not large:
-        return None
-    if node.domain not in ("", MICROSOFT):
-        return f"weights of the custom op {node.domain}.{node.op_type} are left alone"
-    return _FLOAT_ONLY.get(node.op_type, f"{node.op_type} has no int8 form")
-
-
-def _is_large_float(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return (
-        tensor is not None
-        and value.is_initializer()
-        and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-        and len(tensor.shape) > 1
-        and tensor.size >= SMALLEST
-    )
-
-
-def _weight(value: ir.Value, *, convolves: bool = False) -> tuple[ir.Value, bool] | str | None:
-    """The initializer behind an operand, and whether it comes through a transposition; or why it cannot be used."""
-    producer = value.producer()
-    transposed = False
-    if producer is not None:
-        if producer.domain == "" and producer.op_type in _QUANTIZED:
-            return "already quantized"
-        if producer.op_type != "Transpose" or producer.domain != "" or producer.inputs[0] is None:
-            return None
-        perm = producer.attributes.get("perm")
-        if perm is not None and list(perm.as_ints()) != [1, 0]:
-            return None
-        value, transposed = producer.inputs[0], True
-    tensor = value.const_value
-    if tensor is None or not value.is_initializer():
-        return None
-    if value.is_graph_input():
-        return "the weight is a graph input, which the caller may override"
-    if tensor.dtype is not ir.DataType.FLOAT:
-        if tensor.dtype.is_floating_point():
-            return f"the weight is {tensor.dtype.name.lower()}; only float32 weights are quantized"
-        return None
-    if convolves:  # however small: what counts is that codes need not become floats between convolutions
-        return (value, False) if len(tensor.shape) > 2 and not transposed else None
-    if len(tensor.shape) != 2 and tensor.size >= SMALLEST:
-        return f"the weight has {len(tensor.shape)} axes; only matrices are quantized"
-    if len(tensor.shape) != 2:
-        return None
-    if tensor.size < SMALLEST:
-        return f"the weight has {tensor.size} elements, fewer than {SMALLEST}: nothing to gain"
-    return value, transposed
-
-
-def _matmul(node: ir.Node) -> Linear | str | None:
-    activation, operand = node.inputs[0], node.inputs[1]
-    if activation is None or operand is None:
-        return None
-    found = _weight(operand)
-    if found is None:
-        left = activation.const_value is not None and activation.is_initializer() and _is_large_float(activation)
-        return "the weight is the left operand; ONNX Runtime's int8 kernels want it on the right" if left else None
-    if isinstance(found, str):
-        return found
-    flags = _integers(node, "transA", "transB", "transBatchA", "transBatchB")
-    if flags["transA"] or flags["transBatchA"] or flags["transBatchB"]:
-        return "it transposes its activation, which no int8 kernel does"
-    value, transposed = found
-    return Linear(
-        node,
-        activation,
-        value,
-        transposed ^ bool(flags["transB"]),
-        _float(node, "alpha"),
-        _bias_after(node),
-    )
-
-
-def _gemm(node: ir.Node) -> Linear | str | None:
-    activation, operand = node.inputs[0], node.inputs[1]
-    if activation is None or operand is None:
-        return None
-    found = _weight(operand)
-    if found is None or isinstance(found, str):
-        return found
-    flags = _integers(node, "transA", "transB")
-    if flags["transA"]:
-        return "it transposes its activation, which no int8 kernel does"
-    value, transposed = found
-    added = node.inputs[2] if len(node.inputs) > 2 else None
-    bias: Bias | None
-    if added is not None:
-        beta = _float(node, "beta")
-        if beta != 1.0 and (added.const_value is None or added.is_graph_input()):
-            return f"it scales a computed addend by beta={beta}"
-        bias = Bias(added, None, beta)
-    else:
-        bias = _bias_after(node)
-    return Linear(node, activation, value, transposed ^ bool(flags["transB"]), _float(node, "alpha"), bias)
-
-
-def _conv(node: ir.Node) -> Linear | str | None:
-    activation, operand = node.inputs[0], node.inputs[1]
-    if activation is None or operand is None:
-        return None
-    found = _weight(operand, convolves=True)
-    if found is None or isinstance(found, str):
-        return found
-    added = node.inputs[2] if len(node.inputs) > 2 else None
-    if added is not None and (added.const_value is None or added.is_graph_input()):
-        return "its bias is computed"
-    return Linear(node, activation, found[0], transposed=True, bias=Bias(added, None) if added is not None else None)
-
-
-def _attention(node: ir.Node) -> Linear | str | None:
-    activation, operand = node.inputs[0], node.inputs[1]
-    if activation is None or operand is None:
-        return None
-    found = _weight(operand)
-    if found is None or isinstance(found, str):
-        return found
-    if found[1]:
-        return "its weight is transposed in the graph"
-    if "qkv_hidden_sizes" in node.attributes:
-        return "QAttention knows no qkv_hidden_sizes"
-    if len(node.inputs) > 2 and node.inputs[2] is None:
-        return "QAttention needs a bias"
-    if any(v is not None for v in node.inputs[4:]) or len(node.outputs) > 1:
-        return "QAttention on the CPU knows no past state and no additive bias"
-    return Linear(node, activation, found[0])
-
-
-def _table(node: ir.Node) -> Table | str | None:
-    table = node.inputs[0]
-    tensor = table.const_value if table is not None else None
-    if table is None or tensor is None or not table.is_initializer() or not tensor.dtype.is_floating_point():
-        return None
-    shape = [int(d) for d in tensor.shape.numpy()]
-    if len(shape) < 2 or shape[-1] == 1:
-        return None
-    if len(shape) != 2:
-        return f"the table has {len(shape)} axes; only rows of a matrix are quantized"
-    found = _weight(table)
-    if found is None or isinstance(found, str):
-        return found
-    if not _by_rows(node):
-        return f"its {node.op_type} is not over rows alone"
-    if shape[1] < NARROWEST:
-        return f"its rows have {shape[1]} elements, fewer than {NARROWEST}: with a scale for each they hardly shrink"
-    return Table(node, table)
-
-
-def _by_rows(node: ir.Node) -> bool:
-    if node.op_type == "Gather":
-        return _integers(node, "axis")["axis"] in (0, -2)
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes = node.inputs[3].const_value
-        return axes is not None and axes.numpy().reshape(-1).tolist() in ([0], [-2])
-    starts = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    return starts is not None and starts.size == 1
-
-
-def _bias_after(node: ir.Node) -> Bias | None:
-    """The constant vector that the node's only reader adds."""
-    output = node.outputs[0]
-    uses = list(output.uses())
-    if len(uses) != 1 or output.is_graph_output():
-        return None
-    reader, index = uses[0].node, uses[0].idx
-    if reader.domain != "" or reader.op_type not in ("Add", "Sum") or len(reader.inputs) != 2:
-        return None
-    if reader.graph is not node.graph:
-        return None
-    added = reader.inputs[1 - index]
-    tensor = added.const_value if added is not None else None
-    if added is None or tensor is None or not added.is_initializer() or added.is_graph_input():
-        return None
-    dims = [int(d) for d in tensor.shape.numpy()]
-    if not dims or dims[-1] < 2 or any(d != 1 for d in dims[:-1]):
-        return None
-    return Bias(added, reader)
-
-
-def _integers(node: ir.Node, *names: str) -> dict[str, int]:
-    return {name: node.attributes[name].as_int() if name in node.attributes else 0 for name in names}
-
-
-def _float(node: ir.Node, name: str) -> float:
-    return node.attributes[name].as_float() if name in node.attributes else 1.0
-
-
-def float_products(model: ir.Model) -> int:
-    """How many products of two computed operands there are, attention's among them: they hold no weights."""
-    count = 0
-    for node in walk_nodes(model):
-        if node.domain == "" and node.op_type in ("MatMul", "Attention"):
-            count += all(v is not None and v.const_value is None for v in node.inputs[:2]) and not isinstance(
-                _examine(node), Linear
-            )
-    return count
-
-
-def by_weight(sites: list[Site]) -> Iterator[tuple[ir.Value, int, list[Site]]]:
+def by_weight(sites: list[Site]) -> Iterator[tuple[int, list[Site]]]:
     """Sites that can share one set of codes: same initializer, scales along the same axis."""
     groups: dict[tuple[int, int], list[Site]] = {}
     for site in sites:
         groups.setdefault((id(site.weight), site.scale_axis), []).append(site)
     for listed in groups.values():
-        yield listed[0].weight, listed[0].scale_axis, listed
+        yield listed[0].scale_axis, listed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.quantization.sites import Linear
+from graphopt.quantization.sites import Linear, Site
 
 LEVELS = 127  #: codes run from -127 to 127, so that negation is exact and zero is zero
 REDUCED = 63  #: the same for kernels that add two products in 16 bits: 2 * 255 * 63 fits, 2 * 255 * 127 does not
@@ -32,24 +32,25 @@ class Codes:
         return np.asarray(self.codes * scale, dtype=np.float32)
 
 
-def read_matrix(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The tensor's contents as a matrix: a convolution's filters are its rows.
+def read_matrix(site: Site) -> np.ndarray:
+    """The stored weight of a site as a matrix; rows are a convolution's filters, or the gates of all directions.
 
     One on disk is read, not mapped, so that its pages do not stay resident.
     """
+    tensor = site.weight.const_value
+    if tensor is None:
+        raise ValueError(f"{site.weight.name!r} has no data")
     if isinstance(tensor, ir.ExternalTensor):
         array = np.frombuffer(tensor.tobytes(), dtype=np.dtype(tensor.dtype.numpy()).newbyteorder("<"))
     else:
         array = tensor.numpy()
-    return array.reshape(tensor.shape.numpy()[0], -1)
+    dims = tensor.shape.numpy()
+    return array.reshape((-1, dims[-1]) if isinstance(site, Linear) and site.recurrent else (dims[0], -1))
 
 
 def site_matrix(site: Linear) -> np.ndarray:
     """The weight of a site as [K, N], float32."""
-    tensor = site.weight.const_value
-    if tensor is None:
-        raise ValueError(f"{site.weight.name!r} has no data")
-    W = read_matrix(tensor)
+    W = read_matrix(site)
     return W.T if site.transposed else W
 
 

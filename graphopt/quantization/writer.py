@@ -50,7 +50,7 @@ def constant_bias(site: Linear) -> np.ndarray | None:
 
 def correctable(site: Linear, choices: Choices) -> bool:
     """Whether a static site has a bias to take a shift off, or gets one for nothing."""
-    if site.name not in choices.codes or site.packed_attention:
+    if site.name not in choices.codes or site.always_dynamic:
         return False
     if site.bias is None:
         return site.node.op_type in ("Conv", "Gemm")
@@ -71,7 +71,9 @@ class Int8Writer:
         self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
         self._weights: dict[tuple[object, ...], ir.Value] = {}
         self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
-        self._names = {id(site.node): site.activation.name or "" for site in sites if isinstance(site, Linear)}
+        self._recurrent: dict[int, Linear] = {}  # LSTM nodes of which one site has been seen, by id
+        products = [site for site in sites if isinstance(site, Linear) and not site.recurrent]
+        self._names = {id(site.node): site.activation.name or "" for site in products}
         self._norms = self._norms_before(sites)
         for node in list(editor.graph) if choices.closed else ():
             for value in node.outputs:
@@ -93,6 +95,8 @@ class Int8Writer:
             self._replace(site.node.outputs[0], self._rows(site))
         elif site.packed_attention:
             self._replace(site.node.outputs[0], self._attention(site))
+        elif site.recurrent:
+            self._lstm(site)
         elif self._names[id(site.node)] in self.choices.ranges:
             self._replace(site.result, self._static(site))
         else:
@@ -330,6 +334,41 @@ class Int8Writer:
             name=f"{site.name}/QAttention",
         )
         return out
+
+    def _lstm(self, site: Linear) -> None:
+        """Written with its second site; by then the codes of both are known."""
+        node = site.node
+        if site.activation is not node.outputs[0]:
+            self._recurrent[id(node)] = site
+            return
+        operands = list(node.inputs) + [None] * (8 - len(node.inputs))
+        for place, part in ((1, self._recurrent[id(node)]), (2, site)):
+            operands[place], *grid = self._gates(part)
+            operands += grid
+        outputs = self.editor.insert_node(
+            "DynamicQuantizeLSTM",
+            operands,
+            before=node,
+            domain=MICROSOFT,
+            attributes={name: a.value for name, a in node.attributes.items() if name != "layout"},
+            outputs=len(node.outputs),
+            name=f"{site.name.rpartition('/')[0]}/DynamicQuantizeLSTM",
+        )
+        for old, new in zip(node.outputs, outputs, strict=True):
+            self._replace(old, new)
+
+    def _gates(self, site: Linear) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes [directions, K, gates], and scales and zero points [directions, gates] or [directions]."""
+        codes, name, tensor = self.choices.codes[site.name], site.weight.name, site.weight.const_value
+        assert tensor is not None
+        directions, gates, width = (int(d) for d in tensor.shape.numpy())
+        turned = np.ascontiguousarray(codes.codes.reshape(directions, gates, width).transpose(0, 2, 1))
+        scale = codes.scale.reshape(directions, gates) if len(codes.scale) > 1 else codes.scale.repeat(directions)
+        return (
+            self._initializer(("gates", id(codes)), f"{name}_int8", turned),
+            self._initializer(("gates' scale", id(codes)), f"{name}_scale", scale),
+            self._zeros(scale.shape),
+        )
 
     # -- tables ---------------------------------------------------------------------------------------------------
     def _rows(self, site: Table) -> ir.Value:

@@ -497,6 +497,49 @@ def test_convolution_that_stays_float_takes_its_neighbours_along() -> None:
     assert relative(model, result, IMAGE) < 0.03
 
 
+# -- recurrent ------------------------------------------------------------------------------------------------------
+HIDDEN = 32
+
+
+def recurrent(directions: int, attributes: str = "", states: str = "") -> ir.Model:
+    weights = {
+        "w": rng(1).standard_normal((directions, 4 * HIDDEN, K)).astype(np.float32) / 7,
+        "r": rng(2).standard_normal((directions, 4 * HIDDEN, HIDDEN)).astype(np.float32) / 7,
+        "b": rng(3).standard_normal((directions, 8 * HIDDEN)).astype(np.float32) / 5,
+    }
+    direction = "bidirectional" if directions == 2 else "forward"
+    return parse(
+        f"""
+        agraph (float[s, b, {K}] x, float[{directions}, b, {HIDDEN}] h) => (float[s, d, b, n] y, float[d, b, n] last) {{
+            y, last = LSTM <hidden_size = {HIDDEN}, direction = "{direction}"{attributes}> (x, w, r, b{states})
+        }}
+        """,
+        weights,
+    )
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_lstm(directions: int, per_channel: bool) -> None:
+    model = recurrent(directions, states=", , h")
+    state = rng(6).standard_normal((directions, 5, HIDDEN)).astype(np.float32)
+    feed = {"x": rng(5).standard_normal((7, 5, K)).astype(np.float32), "h": state}
+    for mode in ("static", "dynamic"):
+        result, plan = quantize(model, [feed], mode=mode, per_channel=per_channel)
+        assert ops(result) == ["DynamicQuantizeLSTM"] and float_weights(result) == set()
+        assert len(plan.changes) == 2 and all("dynamic" in change.after for change in plan.changes)
+        assert relative(model, result, feed) < 0.03
+        assert any("1 of 1 int8 products in fused integer kernels: 1 Dyn" in note for note in plan.notes)
+
+
+def test_lstm_is_all_or_nothing() -> None:
+    feed = {"x": rng(5).standard_normal((7, 5, K)).astype(np.float32)}
+    _, plan = quantize(recurrent(1), [feed], exclude=["r"])
+    assert plan.empty and sorted(d.reason.split()[0] for d in plan.declined) == ["excluded", "the"]
+    _, plan = quantize(recurrent(1, attributes=", layout = 1"))
+    assert plan.empty and "layout=1" in plan.declined[0].reason
+
+
 # -- near misses ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("body", "weights", "expected"),

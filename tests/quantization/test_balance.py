@@ -8,7 +8,8 @@ import pytest
 
 from graphopt.quantization import statistics
 from graphopt.quantization.balance import choose_gain, norm_before
-from graphopt.quantization.sites import Linear, find_sites
+from graphopt.quantization.finding import find_sites
+from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import ChannelStatistics, observe
 
 K, N = 40, 32

@@ -8,7 +8,8 @@ import pytest
 
 from graphopt.lowering import Lowering
 from graphopt.quantization.errors import product, site_rows
-from graphopt.quantization.sites import Linear, find_sites
+from graphopt.quantization.finding import find_sites
+from graphopt.quantization.sites import Linear
 from graphopt.quantization.weights import site_matrix
 from graphopt.runtime.session import Session
 
