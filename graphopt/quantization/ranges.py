@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from graphopt.quantization.statistics import Histogram
 from graphopt.quantization.writer import StaticRange
 
 _SHRINKS = np.linspace(1.0, 0.2, 81)
+_SMALL = 1e-4  #: counts given to every bin, so that no divergence is infinite
 _TAIL = 1e-4  #: share of values that ``percentile`` leaves outside
 
 
@@ -18,6 +20,7 @@ class RangeMethod(enum.StrEnum):
 
     MINMAX = "minmax"  #: all values seen
     PERCENTILE = "percentile"  #: all but one value in ten thousand
+    ENTROPY = "entropy"  #: the range whose codes' distribution diverges least from the values' (as TensorRT's)
     MSE = "mse"  #: the range with the least mean squared error of rounding and clipping together
 
 
@@ -28,7 +31,7 @@ def choose_range(histogram: Histogram, method: RangeMethod) -> StaticRange:
         if method is RangeMethod.PERCENTILE:
             low, high = _percentile(histogram)
         else:
-            low, high = _least_squares(histogram)
+            low, high = _best_range(histogram, _divergence if method is RangeMethod.ENTROPY else _error)
     scale = max((high - low) / 255.0, float(np.finfo(np.float32).tiny) * 256)
     stored = np.float32(scale)
     if stored > scale:  # the last code must not be above what a Clip lets through, or it is not fused
@@ -44,14 +47,37 @@ def _percentile(histogram: Histogram) -> tuple[float, float]:
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def _least_squares(histogram: Histogram) -> tuple[float, float]:
+def _best_range(histogram: Histogram, loss: Callable[[Histogram, float, float], float]) -> tuple[float, float]:
     """Both ends shrink together, then each alone."""
     low, high = histogram.low, histogram.high
-    factor = min(_SHRINKS, key=lambda f: _error(histogram, low * f, high * f))
+    factor = min(_SHRINKS, key=lambda f: loss(histogram, low * f, high * f))
     low, high = low * factor, high * factor
-    low *= min(_SHRINKS, key=lambda f: _error(histogram, low * f, high))
-    high *= min(_SHRINKS, key=lambda f: _error(histogram, low, high * f))
+    low *= min(_SHRINKS, key=lambda f: loss(histogram, low * f, high))
+    high *= min(_SHRINKS, key=lambda f: loss(histogram, low, high * f))
     return low, high
+
+
+def _divergence(histogram: Histogram, low: float, high: float) -> float:
+    """Kullback-Leibler divergence of the codes' distribution from that of the values, those outside cut to the ends.
+
+    Each code spreads what it holds evenly over the bins that it stands for, those without any value excepted; values
+    that are cut pile up in one bin of the first distribution, and are missing in the second.
+    """
+    inside = (histogram.centres >= low) & (histogram.centres <= high)
+    if not inside.any():
+        return np.inf
+    centres, kept = histogram.centres[inside], histogram.counts[inside].astype(np.float64)
+    first = int(np.argmax(inside))
+    cut = kept.copy()
+    cut[0] += histogram.counts[:first].sum()
+    cut[-1] += histogram.counts[first + len(kept) :].sum()
+    codes = np.clip(np.rint((centres - low) / max(high - low, 1e-30) * 255), 0, 255).astype(int)
+    occupied = kept > 0
+    total, bins = np.bincount(codes, kept, 256), np.bincount(codes, occupied, 256)
+    spread = np.where(occupied, (total / np.maximum(bins, 1))[codes], 0.0)
+    p, q = cut / cut.sum(), (spread + _SMALL) / (spread + _SMALL).sum()
+    positive = p > 0
+    return float((p[positive] * np.log(p[positive] / q[positive])).sum())
 
 
 def _error(histogram: Histogram, low: float, high: float) -> float:

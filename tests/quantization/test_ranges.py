@@ -46,6 +46,14 @@ def test_mse_gives_up_rare_outliers() -> None:
     assert errors[RangeMethod.PERCENTILE] < 0.1 * errors[RangeMethod.MINMAX]
 
 
+def test_entropy_keeps_a_uniform_range_and_cuts_a_long_tail() -> None:
+    rng = np.random.default_rng(4)
+    flat = filled(rng.uniform(0, 5, 50_000))
+    assert choose_range(flat, RangeMethod.ENTROPY).scale > 0.97 * choose_range(flat, RangeMethod.MINMAX).scale
+    tailed = filled(np.concatenate([rng.standard_normal(200_000), rng.uniform(20, 40, 10)]))
+    assert choose_range(tailed, RangeMethod.ENTROPY).scale < 0.6 * choose_range(tailed, RangeMethod.MINMAX).scale
+
+
 def test_mse_is_never_worse_than_minmax_in_total() -> None:
     rng = np.random.default_rng(2)
     for data in (rng.standard_normal(5000), rng.standard_normal(5000) ** 3, rng.uniform(-1, 4, 5000)):
