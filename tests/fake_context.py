@@ -29,6 +29,9 @@ class FakeContext:
         made = [synthetic_feed(original, dict.fromkeys(dims, size), seed=i, ragged=True) for i in range(feeds)]
         self.splits = {"calibration": made[: feeds * 2 // 3], "selection": made[feeds * 2 // 3 :]}
 
+    def example(self) -> Feed | None:
+        return self.splits["calibration"][0] if self.has_data else None
+
     def observe(
         self,
         model: ir.Model,

@@ -11,31 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx_ir as ir
 
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import ChannelStatistics
 from graphopt.quantization.weights import LEVELS, site_matrix
 
-_FREE = 0.9  #: a gain that costs no node is taken when the error falls to this share
-_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
+FREE = 0.9  #: a gain that costs no node is taken when the error falls to this share
 _LOUDEST = 0.1  #: share of channels that may get a gain
 _STEPS = 12
-
-
-def norm_before(readers: Sequence[Linear]) -> ir.Node | None:
-    """The normalisation whose own scale can take the gain: nothing but ``readers`` reads what it puts out."""
-    value = readers[0].activation
-    node = value.producer()
-    if node is None or node.op_type not in _NORMS or value is not node.outputs[0] or value.is_graph_output():
-        return None
-    known = {id(site.node) for site in readers}
-    if any(id(use.node) not in known for use in value.uses()) or any(o.uses() for o in node.outputs[1:]):
-        return None
-    parameters = [v for v in node.inputs[1:3] if v is not None]
-    width = [1] if not parameters else list(parameters[0].shape.numpy()) if parameters[0].shape is not None else []
-    fixed = all(v.is_initializer() and v.const_value is not None and not v.is_graph_input() for v in parameters)
-    return node if parameters and fixed and len(width) == 1 else None
 
 
 def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthwhile: float) -> np.ndarray | None:
@@ -45,7 +28,7 @@ def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthw
     if quiet <= 0 or largest.max() <= quiet:
         return None
     loud = largest > quiet
-    sides = [_Side(site_matrix(site), loud) for site in readers]
+    sides = [_Side(site, loud) for site in readers]
 
     def error(bound: float) -> float:
         gain = _gain(largest, bound)
@@ -68,13 +51,14 @@ def _gain(largest: np.ndarray, bound: float) -> np.ndarray:
 
 
 class _Side:
-    """What the error model needs of one weight ``W[K, N]``: row energies and column maxima, the loud rows apart."""
+    """What the error model needs of a weight ``[K, taps, N]``: row energies and column maxima, the loud rows apart."""
 
-    def __init__(self, W: np.ndarray, loud: np.ndarray) -> None:
-        self.loud = loud
-        self.rows = np.einsum("kn,kn->k", W, W, dtype=np.float64)
-        self.width = W.shape[1]
-        magnitude = np.abs(W)
+    def __init__(self, site: Linear, loud: np.ndarray) -> None:
+        W = site_matrix(site)
+        W = W.reshape(len(loud), -1, W.shape[1])
+        self.loud, self.taps = loud, W.shape[1]
+        self.rows = np.einsum("ktn,ktn->k", W, W, dtype=np.float64)
+        magnitude = np.abs(W).max(axis=1)
         self.calm = magnitude[~loud].max(axis=0)
         self.loud_rows = magnitude[loud]
 
@@ -83,7 +67,7 @@ class _Side:
         step = span / 255.0
         activation = step * step / 12.0 * float((self.rows / (gain.astype(np.float64) ** 2)).sum())
         columns = np.maximum(self.calm, (self.loud_rows / gain[self.loud, None]).max(axis=0)) / LEVELS
-        weight = float((columns.astype(np.float64) ** 2).sum()) / 12.0 * power
+        weight = float((columns.astype(np.float64) ** 2).sum()) / 12.0 * power * self.taps
         return activation + weight
 
 
@@ -100,8 +84,7 @@ def gains_for(
         sites = readers[name]
         if any(len(homes[id(site.weight)]) > 1 for site in sites):
             continue
-        free = norm_before(sites) is not None
-        gain = choose_gain(known, sites, _FREE if free else worthwhile)
+        gain = choose_gain(known, sites, worthwhile)
         if gain is not None:
             found[name] = gain
     return found

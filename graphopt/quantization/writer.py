@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
-from graphopt.quantization.balance import norm_before
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
 from graphopt.quantization.weights import Codes
 
@@ -74,20 +73,10 @@ class Int8Writer:
         self._recurrent: dict[int, Linear] = {}  # LSTM nodes of which one site has been seen, by id
         products = [site for site in sites if isinstance(site, Linear) and not site.recurrent]
         self._names = {id(site.node): site.activation.name or "" for site in products}
-        self._norms = self._norms_before(sites)
         for node in list(editor.graph) if choices.closed else ():
             for value in node.outputs:
                 if (chosen := choices.closed.get(value.name or "")) is not None:
                     self._close(value, chosen)
-
-    def _norms_before(self, sites: Sequence[Site]) -> dict[str, ir.Node]:
-        """The normalisations that take a gain themselves, so that no Mul is needed, by the activation they make."""
-        readers: dict[str, list[Linear]] = {}
-        for site in sites:
-            if isinstance(site, Linear) and (site.activation.name or "") in self.choices.gains:
-                readers.setdefault(site.activation.name or "", []).append(site)
-        found = {name: norm_before(listed) for name, listed in readers.items()}
-        return {name: node for name, node in found.items() if node is not None}
 
     def write(self, site: Site) -> None:
         """Put int8 nodes in the place of ``site``; its own nodes stay behind, dead."""
@@ -164,22 +153,10 @@ class Int8Writer:
             return x
         key = ("gain", id(x), id(site.node.graph))
         if key not in self._activations:
-            norm = self._norms.get(name)
-            if norm is not None:
-                self._scale_norm(norm, gain)
-                self._activations[key] = [x]
-                return x
             stored = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float16))
             factor = self._add("Cast", [stored], site, to=FLOAT)
             self._activations[key] = [self._add("Mul", [x, factor], site)]
         return self._activations[key][0]
-
-    def _scale_norm(self, norm: ir.Node, gain: np.ndarray) -> None:
-        """Let a normalisation put out ``gain`` times as much."""
-        for index, value in enumerate(norm.inputs[1:3], start=1):
-            if value is not None and value.const_value is not None:
-                array = value.const_value.numpy() * gain
-                self.editor.set_initializer(value, array.astype(np.float32), uses=[(norm, index)])
 
     def _quantized(self, site: Linear) -> list[ir.Value]:
         """Codes, scale and zero point of the activation, one node for all its readers in a graph."""

@@ -37,6 +37,9 @@ class Context:
         self.most = 1000  #: int8 products that the guard stands
         self.timed = 0
 
+    def example(self) -> Feed | None:
+        return self.feeds[0] if self.feeds else None
+
     def observe(
         self,
         model: ir.Model,
@@ -497,6 +500,22 @@ def test_convolution_that_stays_float_takes_its_neighbours_along() -> None:
     assert relative(model, result, IMAGE) < 0.03
 
 
+def test_loud_channels_between_convolutions_are_scaled_down() -> None:
+    loud_filters = CONVS["w1"].copy()
+    loud_filters[5] *= 40
+    weights = {**CONVS, "w1": loud_filters}
+    body = "a = Conv(x, w1) r = Relu(a) y = Conv(r, w5)"
+    weights["w5"] = rng(9).standard_normal((16, 16, 3, 3)).astype(np.float32) / 12
+    weights["w5"][:, 5] /= 40
+    model = parse(f"agraph (float[b, 8, 9, 9] x) => (float[b, c, h, v] y) {{ {body} }}", weights)
+    plain, _ = quantize(model, [IMAGE], mode="static", balance=0.0, max_error=1.0)
+    balanced, plan = quantize(model, [IMAGE], mode="static")
+    assert "channels of 1 activations scaled by the weights around them" in plan.notes
+    exact = run(model, IMAGE)[0]
+    before, after = (float(np.square(run(m, IMAGE)[0] - exact).mean()) for m in (plain, balanced))
+    assert after < 0.2 * before and kernels(balanced) == kernels(plain)
+
+
 # -- recurrent ------------------------------------------------------------------------------------------------------
 HIDDEN = 32
 
@@ -726,8 +745,10 @@ def test_a_norm_takes_the_gain() -> None:
         {**W, "g": scale, "o": np.zeros(K, np.float32)},
     )
     result, plan = quantize(model, [X], mode="dynamic")
-    assert "balanced" in plan.changes[0].after
+    assert "channels of 1 activations scaled by the weights around them" in plan.notes
     assert ops(result).count("Mul") == 2, "no Mul for the gain"
+    taken = result.graph.initializers["g"].const_value
+    assert taken is not None and 0 < taken.numpy()[5] < 40
     assert relative(model, result, X) < 0.02
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.quantization import statistics
-from graphopt.quantization.balance import choose_gain, norm_before
+from graphopt.quantization.balance import choose_gain
 from graphopt.quantization.finding import find_sites
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import ChannelStatistics, observe
@@ -63,18 +63,6 @@ def test_a_loud_row_of_the_weight_keeps_the_gain_small() -> None:
     with_loud_row = choose_gain(seen(rows(50)), [site(W=W)], 1.0)
     without = choose_gain(seen(rows(50)), [site()], 1.0)
     assert without is not None and (with_loud_row is None or with_loud_row[3] > without[3])
-
-
-@pytest.mark.parametrize(
-    ("text", "free"),
-    [
-        ("h = LayerNormalization(x, g) y = MatMul(h, w)", True),
-        ("h = Relu(x) y = MatMul(h, w)", False),
-        ("h = LayerNormalization(x, g) m = MatMul(h, w) r = ReduceMean<axes = [1]>(h) y = Add(m, r)", False),
-    ],
-)
-def test_only_a_norm_with_no_other_reader_takes_a_gain(text: str, free: bool) -> None:
-    assert (norm_before([site(text)]) is not None) == free
 
 
 def test_wide_values_are_observed_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
