@@ -76,7 +76,7 @@ class Session:
             from graphopt.model import open_model
 
             model = open_model(model)
-        watched = not optimize or outputs is not None
+        watched = outputs is not None and profile is None
         options = _options(threads=threads, optimize=optimize, watched=watched, accelerated=len(providers) > 1)
         if profile is not None:
             options.enable_profiling = True
@@ -269,9 +269,10 @@ def _options(*, threads: int | None, optimize: bool, watched: bool, accelerated:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if watched:  # statistics run at many shapes: plans would pile up, and the arena keeps the most that was ever needed
-        options.enable_mem_pattern = False
-        options.enable_cpu_mem_arena = False
+    if watched or not optimize:
+        options.enable_mem_pattern = False  # statistics run at many shapes; plans would pile up
+    if watched:
+        options.enable_cpu_mem_arena = False  # it would keep the most that any batch needed
     return options
 
 
