@@ -132,5 +132,6 @@ class CastWriter:
                 continue
             source, out = node.inputs[0], node.outputs[0]
             touched = self.cells.is_half(source) or self.cells.is_half(out)
-            if touched and source.dtype is ir.DataType(node.attributes["to"].as_int()):
+            found = self.dtype if self.cells.is_half(source) else self.cells.types.of(source)
+            if touched and found is ir.DataType(node.attributes["to"].as_int()):
                 self.editor.replace_uses(out, source)
