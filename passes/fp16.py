@@ -43,7 +43,7 @@ class Fp16Config(PassConfig):
     """storage: weights only, cast back when the model is loaded; compute: all that can; auto: storage on CPUs."""
 
     keep_io: bool = True
-    """Inputs and outputs stay float32, with Casts behind and before them."""
+    """Inputs and outputs stay float32, with Casts behind and before them; false: in mode compute they change too."""
 
     block: list[str] = Field(default_factory=lambda: list(STATISTICS))
     """Op types that compute in float32: sums, norms and functions that 11 bits are too few for."""
@@ -78,6 +78,7 @@ class Fp16(Pass[Fp16Config]):
     fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
     order: ClassVar[Order] = Order.PRECISION
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
+    retypes: ClassVar[bool] = True  #: where keep_io is false
     Config: ClassVar[type[PassConfig]] = Fp16Config
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:

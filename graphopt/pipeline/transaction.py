@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
-from graphopt.model import Signature, SpillFolder, model_bytes
+from graphopt.model import Signature, SpillFolder, model_bytes, signature
 from graphopt.pipeline.attempt import Edited, RejectedError, attempt, failure, pin
 from graphopt.pipeline.facts import parameter_count
 from graphopt.pipeline.guard import Guard, Verdict
@@ -115,6 +115,8 @@ def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult
         result.status = Status.BACKED_OFF if result.tries else Status.APPLIED
     result.seconds = time.perf_counter() - started
     promise = looser(state.loosest, transform.fidelity)
+    if transform.retypes:
+        bench.interface = signature(accepted.edited.model)  # which every later pass has to keep
     return result, State(accepted.edited.model, accepted.edited.digest, accepted.runs, promise)
 
 

@@ -245,12 +245,13 @@ def states(node: ir.Node) -> list[tuple[list[tuple[Holder, int]], list[ir.Value]
     body = bodies(node)[0]
     loop = node.op_type == "Loop"
     lead, skip = (2, 1) if loop else (0, 0)  # iteration and condition in front
-    carried = len(node.inputs) - lead
+    carried = len(body.inputs) - lead
+    before = len(node.inputs) - carried  # a Scan of opset 8 has the lengths of its sequences in front
     scanned = 0 if loop else node.attributes["num_scan_inputs"].as_int()
     kept = carried - scanned
     found: list[tuple[list[tuple[Holder, int]], list[ir.Value]]] = []
     for k in range(carried):
-        uses: list[tuple[Holder, int]] = [(node, lead + k)]
+        uses: list[tuple[Holder, int]] = [(node, before + k)]
         made = [body.inputs[lead + k]]
         if k < kept:
             uses.append((body, skip + k))

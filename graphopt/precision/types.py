@@ -175,7 +175,7 @@ def carried_in(node: ir.Node, body: ir.Graph) -> list[tuple[ir.Value, ir.Value |
     if node.op_type == "Loop":
         outer = [None, None, *node.inputs[2:]]
     elif node.op_type == "Scan":
-        outer = list(node.inputs)
+        outer = list(node.inputs)[-len(body.inputs) :]  # opset 8 has the lengths of the sequences in front
     else:
         return []
     return list(zip(body.inputs, outer, strict=False))

@@ -1,7 +1,8 @@
 """The part of a changed model that differs from the original: everything before the first change is computed once.
 
 Values that cross that point are read off a run of the original, and the rest is run on them. What comes out is what
-the whole changed model puts out, because the part in front of the change is the same, node by node.
+the whole changed model puts out, because the part in front of the change is the same, node by node; only where
+ONNX Runtime fuses nodes on both sides of the cut are sums rounded in another order.
 """
 
 from __future__ import annotations

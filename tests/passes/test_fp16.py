@@ -424,3 +424,33 @@ def test_through_the_pipeline_the_file_is_half_as_large(tmp_path: Path) -> None:
         result = graphopt.optimize(tmp_path / "m.onnx", f"fp16(mode={mode})", output=tmp_path / "h.onnx", threads=1)
         assert result.passed, result.reasons
         assert (tmp_path / "h.onnx").stat().st_size < 0.52 * (tmp_path / "m.onnx").stat().st_size
+
+
+def test_inputs_and_outputs_change_their_type_where_that_is_asked_for(tmp_path: Path) -> None:
+    model = build([node("MatMul", ["x", "w"], "y")], [weight("w", D, D)], inputs={"x": (FLOAT, ["N", D])},
+                  outputs={"y": (FLOAT, ["N", D])})  # fmt: skip
+    bare, _ = halve(model, mode="compute", keep_io=False)
+    assert ops(bare) == ["MatMul"]
+    save_model(model, tmp_path / "m.onnx")
+    result = graphopt.optimize(tmp_path / "m.onnx", "fp16(mode=compute,keep_io=false),fuse", output=tmp_path / "h.onnx")
+    assert result.passed, result.reasons
+    assert result.passes[1].status == "applied" and result.fidelity is not None
+    assert result.fidelity.min_cosine is not None and result.fidelity.min_cosine > 0.9999
+    written = open_model(tmp_path / "h.onnx")
+    assert [v.dtype for v in (*written.graph.inputs, *written.graph.outputs)] == [ir.DataType.FLOAT16] * 2
+    assert graphopt.compare(tmp_path / "m.onnx", tmp_path / "h.onnx", max_error=1e-2).passed
+
+
+def test_a_scan_of_opset_8_with_lengths_in_front() -> None:
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Add", ["h", "xi"], "h2"), node("Identity", ["h2"], "o")], "body",
+        [info("h", FLOAT, [D]), info("xi", FLOAT, [D])], [info("h2", FLOAT, [D]), info("o", FLOAT, [D])],
+    )  # fmt: skip
+    nodes = [node("Scan", ["", "h0", "x"], ["hn", "all"], body=body, num_scan_inputs=1)]
+    model = build(
+        nodes, inputs={"h0": (FLOAT, [2, D]), "x": (FLOAT, [2, 5, D])},
+        outputs={"hn": (FLOAT, [2, D]), "all": (FLOAT, [2, 5, D])}, opset=8,
+    )  # fmt: skip
+    result, plan = halve(model, mode="compute")
+    assert plan.empty or compare(model, result) is None

@@ -48,5 +48,7 @@ def test_figures_are_those_of_the_whole_models(monkeypatch: pytest.MonkeyPatch, 
         total, session = ComparisonAccumulator(), sessions.open(variant.build())
         for feed in feeds():
             total.update(whole.run(feed), session.run(feed))
-        assert found[variant.key] == pytest.approx(mean_divergence(total.result()), rel=1e-4)  # kernels fuse across the cut
+        assert found[variant.key] == pytest.approx(
+            mean_divergence(total.result()), rel=1e-4
+        )  # kernels fuse across the cut
         assert found[variant.key] > 0
