@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
-from graphopt.model import Signature, Sizes, SpillFolder, model_sizes
+from graphopt.model import Signature, Sizes, SpillFolder, model_sizes, signature
 from graphopt.pipeline.attempt import Edited, RejectedError, attempt, failure, pin
 from graphopt.pipeline.guard import Guard, Verdict
 from graphopt.pipeline.registry import AnyPass
@@ -113,6 +113,8 @@ def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult
         result.status = Status.BACKED_OFF if result.tries else Status.APPLIED
     result.seconds = time.perf_counter() - started
     promise = looser(state.loosest, transform.fidelity)
+    if transform.retypes:
+        bench.interface = signature(accepted.edited.model)  # which every later pass has to keep
     return result, State(accepted.edited.model, accepted.edited.digest, accepted.runs, sizes, promise)
 
 
