@@ -136,10 +136,11 @@ class Curve:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Evidence:
-    """What criteria may look at: moments of what contractions read, and gradients [N, units] of gates, by group."""
+    """What criteria may look at: moments of what contractions read, and by group what gates on its units showed."""
 
     moments: Mapping[Source, Moments] = field(default_factory=dict)
-    gradients: Mapping[str, np.ndarray] = field(default_factory=dict)
+    gradients: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [N, units], sample by sample
+    open_shares: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [units], of gates trained against a price
 
 
 Criterion = Callable[[Group, Evidence], Curve]
@@ -249,6 +250,14 @@ def taylor(group: Group, evidence: Evidence) -> Curve:
     return _additive(scores / max(float(np.linalg.norm(scores)), 1e-30))
 
 
+def l0(group: Group, evidence: Evidence) -> Curve:
+    """How surely a unit's gate stays open when open ones have a price.
+
+    Louizos, Welling and Kingma, 2018 (arXiv:1712.01312); Voita et al., 2019 (arXiv:1905.09418) for heads.
+    """
+    return _additive(evidence.open_shares[group.name].astype(np.float64))
+
+
 class _Elimination:
     """A group's rows of one consumer under successive removal: inverse covariance ``H[K, K]``, refitted ``W[K, N]``.
 
@@ -302,5 +311,7 @@ CRITERIA: dict[str, Criterion] = {
     "reconstruction": reconstruction,
     "fisher": fisher,
     "taylor": taylor,
+    "l0": l0,
 }
 GRADIENTS = frozenset({"fisher", "taylor"})  #: criteria that look at gradients
+GATES = frozenset({"l0"})  #: criteria that look at trained gates
