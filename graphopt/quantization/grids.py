@@ -44,12 +44,6 @@ class Grid:
         """How many blocks a column of ``K`` weights has."""
         return -(-K // self.block) if self.block else 1
 
-    def nbytes(self, K: int, N: int, stored: np.dtype) -> int:
-        """Bytes in a file: packed codes, scales of type ``stored``, zero points."""
-        scales = self.blocks(K) * N
-        zeros = 0 if self.symmetric else scales * self.bits / 8
-        return round(K * N * self.bits / 8 + scales * stored.itemsize + zeros)
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Steps:
@@ -66,13 +60,13 @@ class Steps:
 
 def spread(values: np.ndarray, grid: Grid, K: int) -> np.ndarray:
     """``[blocks, N]`` as ``[K, N]``."""
-    return np.repeat(values, grid.block or K, axis=0)[:K]
+    return np.asarray(np.repeat(values, grid.block or K, axis=0)[:K])
 
 
 def rounded(W: np.ndarray, steps: Steps, grid: Grid) -> np.ndarray:
     """The nearest codes of ``W[K, N]``."""
     scale, zero = steps.of(grid, len(W))
-    return np.clip(np.rint(W / scale + zero), grid.low, grid.high).astype(grid.dtype)
+    return np.asarray(np.clip(np.rint(W / scale + zero), grid.low, grid.high).astype(grid.dtype))
 
 
 def expanded(codes: np.ndarray, steps: Steps, grid: Grid) -> np.ndarray:
@@ -202,4 +196,4 @@ def _reaching(low: np.ndarray, high: np.ndarray, grid: Grid, stored: np.dtype) -
 
 def _held(scale: np.ndarray, stored: np.dtype) -> np.ndarray:
     """What the stored type makes of scales, never zero."""
-    return np.maximum(scale, np.finfo(stored).tiny).astype(stored).astype(np.float32)
+    return np.asarray(np.maximum(scale, np.finfo(stored).tiny).astype(stored), dtype=np.float32)

@@ -57,7 +57,8 @@ class RowWriter(SiteWriter):
         unpacked = self._add("Cast", [self._add("Concat", [low, high], site, axis=-1)], site, to=site.dtype)
         zero = self._constant(np.array(8, site.dtype.numpy()))
         signed = self._add("Sub", [unpacked, zero], site)
-        scale = self._add(op, [self._row_scales(site, codes, (rows, blocks, 1) if blocks > 1 else (rows, 1)), *where], site)
+        scales = self._row_scales(site, codes, (rows, blocks, 1) if blocks > 1 else (rows, 1))
+        scale = self._add(op, [scales, *where], site)
         if scale_type(codes, site) is not site.dtype:
             scale = self._add("Cast", [scale], site, to=site.dtype)
         if blocks == 1:

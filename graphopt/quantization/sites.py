@@ -65,7 +65,7 @@ INT8 = Scope(
         "EmbedLayerNormalization": _EMBEDDING,
     },
 )
-_EVERY_RUN = "ONNX Runtime multiplies blocked weights in MatMul and Gemm only, elsewhere they would be float in every run"
+_EVERY_RUN = "ONNX Runtime multiplies by blocked weights in MatMul and Gemm only; here every run would unpack them"
 WEIGHT_ONLY = Scope(
     "product with blocked weights",
     frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),

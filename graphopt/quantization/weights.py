@@ -1,4 +1,4 @@
-"""Codes for matrices: which integers stand for the weights, and the scales and zero points that say for what numbers."""
+"""Codes for matrices: the integers that stand for weights, and the scales and zero points that say for which."""
 
 from __future__ import annotations
 
