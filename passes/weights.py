@@ -28,7 +28,9 @@ class WeightsConfig(PassConfig):
     """Weights that share a scale. Smaller blocks are closer and bigger."""
 
     method: Method = "gptq"
-    """rtn: nearest; hqq: half-quadratic, from the file alone; awq: scaled by how loud inputs are; gptq: errors made up."""
+    """rtn: nearest; hqq: half-quadratic; awq: scaled by how loud inputs are; gptq: later weights make up for errors.
+
+    The last two need data; without, hqq takes their place."""
 
     symmetric: bool = True
     """Zero is in the middle of the codes. False: a zero point for each block, a little closer, bigger and slower."""
@@ -52,13 +54,13 @@ class WeightsConfig(PassConfig):
 class Weights(Pass[WeightsConfig]):
     """Quantize the weights of matrix products and embedding tables, not the activations.
 
-    Matches:  MatMul, Gemm and FusedMatMul with a float32 or float16 weight ``W[K, N]``, bias included; Gather or Slice of
-              rows of a table ``[R, D]``. Nested bodies too.
+    Matches:  MatMul, Gemm and FusedMatMul with a float32 or float16 weight ``W[K, N]``, bias included; Gather or Slice
+              of rows of a table ``[R, D]``. Nested bodies too.
     Rewrites: ``MatMul(x, DequantizeLinear(W4[K, N], scale[K / block, N])) + bias``, which ONNX Runtime fuses to one
               MatMulNBits on loading, or that operator itself; rows of 4 bits: bytes gathered, taken apart, times the
               scales of their blocks; rows of 8 bits: ``Cast(Gather(T8)) * Gather(scale)``. A table that is a product's
               weight too is stored once, for GatherBlockQuantized and MatMulNBits.
-    Score:    squared error of a site's output over its variance; above ``max_error`` it takes more bits, or stays float.
+    Score:    squared error of a site's output over its variance; above ``max_error``: more bits, in the end float.
     Raises:   nothing; what cannot be quantized is declined with its reason.
     """
 
@@ -71,7 +73,7 @@ class Weights(Pass[WeightsConfig]):
     Config: ClassVar[type[PassConfig]] = WeightsConfig
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
-        """Pick sites, forms, grids and codes; with data, also who takes more bits; and count what is fused on loading."""
+        """Pick sites, forms, grids and codes, with data also who takes more bits; count what loading fuses."""
         model, raised = view.model, list[str]()
         if self.config.form != "contrib":
             model, raised = raised_to(view.model, STANDARD_OPSET[self.config.bits])

@@ -16,8 +16,6 @@ from graphopt.quantization.replacing import SiteWriter
 from graphopt.quantization.sites import MICROSOFT, Site, Table
 from graphopt.quantization.weights import Codes
 
-_NORMAL = float(np.finfo(np.float16).tiny)  #: smaller numbers lose digits in float16
-
 
 class RowWriter(SiteWriter):
     """Writes what stands in for a Gather or a Slice of rows."""
@@ -59,7 +57,7 @@ class RowWriter(SiteWriter):
         signed = self._add("Sub", [unpacked, zero], site)
         scales = self._row_scales(site, codes, (rows, blocks, 1) if blocks > 1 else (rows, 1))
         scale = self._add(op, [scales, *where], site)
-        if scale_type(codes, site) is not site.dtype:
+        if codes.stored != site.dtype.numpy():
             scale = self._add("Cast", [scale], site, to=site.dtype)
         if blocks == 1:
             return self._add("Mul", [signed, scale], site)
@@ -79,8 +77,8 @@ class RowWriter(SiteWriter):
         return self._add("Concat", [shape, self._constant(np.array(last, np.int64))], site, axis=0)
 
     def _row_scales(self, site: Table, codes: Codes, shape: tuple[int, ...]) -> ir.Value:
-        """One scale for each block of each row, in float16 where that holds them as well."""
-        array = np.atleast_2d(codes.scale).T.reshape(shape).astype(scale_type(codes, site).numpy())
+        """One scale for each block of each row."""
+        array = codes.scale.T.reshape(shape).astype(codes.stored)
         return self._initializer(("row scale", id(codes)), f"{site.weight.name}_scale", array)
 
     def _constant(self, array: np.ndarray) -> ir.Value:
@@ -113,9 +111,3 @@ class RowWriter(SiteWriter):
         codes = self.codes[site.name]
         array = np.ascontiguousarray(codes.scale.T).astype(codes.stored)
         return self._initializer(("packed scale", id(codes)), f"{site.weight.name}_scale", array)
-
-
-def scale_type(codes: Codes, site: Site) -> ir.DataType:
-    """What a table's scales are stored as."""
-    small = codes.scale.min(initial=1.0) < _NORMAL or codes.scale.max(initial=0.0) > float(np.finfo(np.float16).max)
-    return site.dtype if small else ir.DataType.FLOAT16

@@ -27,6 +27,7 @@ from graphopt.transform import Declined, PassContext
 
 _GRAMS = 512 << 20  #: bytes of second moments held at once
 _FITS: dict[str, Fit] = {"rtn": fit_range, "gptq": fit_error, "awq": fit_error, "hqq": fit_half_quadratic}
+_HALF = np.dtype(np.float16)
 _DATA_FREE = "hqq"  #: what takes over without inputs
 
 
@@ -85,9 +86,9 @@ class WeightDrafter:
     def _first(self, position: int, moments: dict[str, Moments], informed: bool) -> None:
         group = self.groups[position]
         known = [moments[n] for n in dict.fromkeys(s.activation.name or "" for s in group.linear) if n in moments]
-        second = None
+        second: np.ndarray | None = None
         if known:
-            second = sum(m.gram for m in known) / max(sum(m.count for m in known), 1)
+            second = np.sum([m.gram for m in known], axis=0) / max(sum(m.count for m in known), 1)
             gain = self._gain(group)
             second = second if gain is None else second * np.outer(gain, gain)
             self._energy[position] = np.diag(second)
@@ -162,23 +163,15 @@ class WeightDrafter:
             W, gain = read_matrix(tensor), self._gain(group)
             if gain is not None:
                 W = W / (gain[:, None] if group.axis == 1 else gain[None, :])
-            grid = group.grids[level]
-            fit = self._fit(group, grid, level)
-            self._codes[position, level] = quantize(
-                W,
-                group.axis,
-                grid=grid,
-                fit=fit,
-                weight=self._energy.get(position),
-                second=second,
-                stored=np.dtype(tensor.dtype.numpy()),
+            grid, kind = group.grids[level], np.dtype(tensor.dtype.numpy())
+            fit = fit_range if not grid.block else fit_error if level else _FITS[self.method]
+            codes = None
+            if grid.block and not group.linear and not group.contrib:
+                codes = _in_half_precision(W, group.axis, grid, fit)
+            self._codes[position, level] = codes or quantize(
+                W, group.axis, grid=grid, fit=fit, weight=self._energy.get(position), second=second, stored=kind
             )
         return self._codes[position, level]
-
-    def _fit(self, group: Group, grid: Grid, level: int) -> Fit:
-        if not grid.block:
-            return fit_range
-        return fit_error if level else _FITS[self.method]
 
     # -- errors ---------------------------------------------------------------------------------------------------
     def _error(self, position: int, level: int) -> dict[str, float]:
@@ -201,7 +194,10 @@ class WeightDrafter:
         """The draft under ``max_error``, or a lower limit where the guard would refuse it."""
         usable = [p for p, group in enumerate(self.groups) if group.sites[0].name not in self.broken]
         errors = {name: e for p in usable for name, e in self._error(p, 0).items()}
-        accepts = (lambda d: self.ctx.acceptable(written(self.model, d.choices))) if self.measurable else lambda d: True
+
+        def accepts(draft: WeightDraft) -> bool:
+            return not self.measurable or self.ctx.acceptable(written(self.model, draft.choices))
+
         return within(errors, self.settings.max_error, lambda limit: self._keep(usable, limit), accepts)
 
     def _keep(self, usable: list[int], limit: float) -> WeightDraft:
@@ -215,22 +211,20 @@ class WeightDrafter:
                     codes.update(dict.fromkeys((site.name for site in group.sites), self._code(position, level)))
                     raised[group.grids[0].bits, grid.bits] += 1
                     break
-        worst = {
-            name: error for p in usable for name, error in self._error(p, len(self.groups[p].grids) - 1).items()
-        } if len(codes) < len(self.sites) - len(self.broken) else {}  # fmt: skip
         present = [site for site in self.sites if site.name not in self.broken]
-
-        def verdict(site: Site) -> str | None:
-            if site.name in codes:
-                return None
-            return f"8 bits would still disturb {worst.get(site.name, 0):.2%} of its output's variance (max_error {limit:.2%})"
-
-        sites, left = select(present, verdict)
+        sites, left = select(present, lambda site: None if site.name in codes else self._suffers(site, limit))
         declined = [Declined(name, reason) for name, reason in self.broken.items()] + left
         kept = {site.name for site in sites}
         contrib = frozenset(s.name for p in usable if self.groups[p].contrib for s in self.groups[p].sites) & kept
         choices = WeightChoices({name: codes[name] for name in codes if name in kept}, contrib, self.gains)
         return WeightDraft(limit, sites, choices, declined, self._notes(limit, raised, sites))
+
+    def _suffers(self, site: Site, limit: float) -> str:
+        position = next(p for p, group in enumerate(self.groups) if site in group.sites)
+        level = len(self.groups[position].grids) - 1
+        error = max(self._error(position, level).values(), default=0.0)
+        bits = self.groups[position].grids[level].bits
+        return f"{bits} bits would disturb {error:.2%} of its output's variance (max_error {limit:.2%})"
 
     def _notes(self, limit: float, raised: Counter[tuple[int, int]], sites: list[Site]) -> list[str]:
         notes = []
@@ -254,6 +248,14 @@ class WeightDrafter:
         if gained:
             notes.append(f"loud channels of {len(gained)} activations scaled down, their weights up")
         return notes
+
+
+def _in_half_precision(W: np.ndarray, axis: int, grid: Grid, fit: Fit) -> Codes | None:
+    """Codes with float16 scales, which cost rows nothing to read; None where float16 does not hold them as well."""
+    with np.errstate(over="ignore"):
+        codes = quantize(W, axis, grid=grid, fit=fit, stored=_HALF)
+    held = np.isfinite(codes.scale).all() and codes.scale.min() > np.finfo(_HALF).tiny
+    return codes if held else None
 
 
 def _table_error(site: Site, codes: Codes) -> float:
