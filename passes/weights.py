@@ -28,7 +28,7 @@ class WeightsConfig(PassConfig):
     """Weights that share a scale. Smaller blocks are closer and bigger."""
 
     method: Method = "gptq"
-    """rtn: nearest; hqq: half-quadratic; awq: scaled by how loud inputs are; gptq: later weights make up for errors.
+    """rtn: nearest; hqq: half-quadratic; awq: loud inputs come first; gptq: other weights make up for errors.
 
     The last two need data; without, hqq takes their place."""
 

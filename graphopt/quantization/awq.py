@@ -1,8 +1,8 @@
 """Gains that make room for the weights of loud inputs: the scale search of AWQ.
 
-Lin et al., 2023 (arXiv:2306.00978): ``x W = (x / s)(s W)`` with ``s = magnitude^alpha`` gives the weights that meet loud
-inputs a finer grid, at the others' expense; ``alpha`` is the one with the least error. The magnitude of a channel is
-its root mean square here, because the same second moments also measure the error exactly.
+Lin et al., 2023 (arXiv:2306.00978): ``x W = (x / s)(s W)`` with ``s = magnitude^alpha`` gives the weights that meet
+loud inputs a finer grid, at the others' expense; ``alpha`` is the one with the least error. The magnitude of a channel
+is its root mean square here, because the same second moments also measure the error exactly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GPTQ: rounding weights one input at a time, the error of each made up for by those that are still to come.
 
-Frantar et al., 2023 (arXiv:2210.17323), after optimal brain surgeon. Scales are fixed before (*static groups*), so inputs
-can go in the order of their energy, the loudest first, whatever block they are in.
+Frantar et al., 2023 (arXiv:2210.17323), after optimal brain surgeon. Scales are fixed before (*static groups*), so
+inputs can go in the order of their energy, the loudest first, whatever block they are in.
 """
 
 from __future__ import annotations

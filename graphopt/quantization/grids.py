@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FLOAT32 = np.dtype(np.float32)
 _SHRINK = np.linspace(1.0, 0.6, 17)  #: shares of the full range that the search tries
 _ROUNDS, _NORM, _BETA, _GROWTH = 20, 0.7, 10.0, 1.01  #: the half-quadratic solver's, as published
 
@@ -78,14 +79,14 @@ def expanded(codes: np.ndarray, steps: Steps, grid: Grid) -> np.ndarray:
 Fit = Callable[[np.ndarray, Grid, np.ndarray | None, np.dtype], Steps]
 
 
-def fit_range(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, stored: np.dtype = np.dtype("f4")) -> Steps:
+def fit_range(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, stored: np.dtype = FLOAT32) -> Steps:
     """Scales that just reach the extremes of each block of ``W[K, N]``; ``weight`` is not read."""
     del weight
     low, high = _extremes(W, grid)
     return _reaching(low, high, grid, stored)
 
 
-def fit_error(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, stored: np.dtype = np.dtype("f4")) -> Steps:
+def fit_error(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, stored: np.dtype = FLOAT32) -> Steps:
     """Scales with the least squared error, each weight's counted by ``weight[K]`` (its input's mean square).
 
     Outliers are clipped where the finer step is worth more to the rest of their block.
@@ -110,7 +111,7 @@ def fit_error(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, store
 
 
 def fit_half_quadratic(
-    W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, stored: np.dtype = np.dtype("f4")
+    W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, stored: np.dtype = FLOAT32
 ) -> Steps:
     """Scales and zero points that disturb most weights little and a few as much as they like (an l_0.7 norm).
 

@@ -54,7 +54,7 @@ class Group:
 def groups_of(model: ir.Model, sites: list[Site], settings: Settings) -> Iterator[Group]:
     """The groups of a model that already is at the opset it is going to have.
 
-    A table that is a product's weight as well is stored once where com.microsoft's operators may read it; standard ones
+    A table that is a product's weight as well is stored once where com.microsoft's operators may read it. Standard ones
     want the two differently, so there they have codes of their own.
     """
     opset = model.graph.opset_imports.get("", 1)
@@ -84,13 +84,14 @@ def _linear_form(
     while block > SMALLEST_BLOCK and block // 2 >= width:
         block //= 2
     grids = tuple(Grid(bits, block, settings.symmetric) for bits in (2, 4, 8) if bits >= settings.bits)
-    nested = any(site.node.graph is not model.graph for site in linear)
+    # ONNX Runtime opens no file whose body multiplies by an outer blocked weight, and fuses none that is read twice
+    unfused = len(linear) > 1 or any(site.node.graph is not model.graph for site in linear)
     old = opset < STANDARD_OPSET[settings.bits]
-    return grids, settings.form == "contrib" or (settings.form == "auto" and (nested or old))
+    return grids, settings.form == "contrib" or (settings.form == "auto" and (unfused or old))
 
 
 def _row_grids(width: int, opset: int, settings: Settings, contrib: bool) -> tuple[Grid, ...]:
-    """Two codes to a byte where a row splits in two and there are operators for it; a byte each with one scale a row."""
+    """Two codes to a byte where a row splits in two and there are operators for it; else a byte each, a scale a row."""
     whole = Grid(8)
     if settings.embeddings == 8 or width % 2 or (opset < ROWS_OPSET and not contrib):
         return (whole,)

@@ -21,7 +21,7 @@ def within(
 ) -> D:
     """The draft under ``max_error``, or under the highest lower limit that is accepted, found by bisection.
 
-    ``errors`` are by site; ``draft(limit)`` leaves sites above ``limit`` out. Where no draft is accepted, the first one is
+    ``errors`` are by site; ``draft(limit)`` holds every site to ``limit``. Where no draft is accepted, the first one is
     given back, for the guard itself to refuse.
     """
     whole = draft(max_error)

@@ -152,7 +152,7 @@ class WeightDrafter:
         return self.gains.get(group.linear[0].activation.name or "") if group.linear else None
 
     def _code(self, position: int, level: int, second: np.ndarray | None = None) -> Codes:
-        """Codes on one of a group's grids; a finer grid than the one asked for is rounded to nearest, its scales fitted.
+        """Codes on one of a group's grids; on a finer one than asked for they are the nearest, of fitted scales.
 
         Raises ValueError for weights that are not finite.
         """
@@ -201,7 +201,7 @@ class WeightDrafter:
         return within(errors, self.settings.max_error, lambda limit: self._keep(usable, limit), accepts)
 
     def _keep(self, usable: list[int], limit: float) -> WeightDraft:
-        """Every group on its first grid with an error up to ``limit``; without such a grid it stays float."""
+        """Every group on its first grid with an error up to ``limit``, or float."""
         codes: dict[str, Codes] = {}
         raised: Counter[tuple[int, int]] = Counter()
         for position in usable:

@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.quantization.gptq import compensated
-from graphopt.quantization.grids import Fit, Grid, Steps, expanded, fit_range, rounded
+from graphopt.quantization.grids import FLOAT32, Fit, Grid, Steps, expanded, fit_range, rounded
 
 LEVELS = 127  #: int8 codes run from -127 to 127, so that negation is exact and zero is zero
 INT8_GRID = Grid(8)
 _PIECE = 1 << 22  #: elements handled at once
-_FLOAT = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,7 +25,7 @@ class Codes:
     axis: int
     grid: Grid = INT8_GRID
     zero: np.ndarray | None = None  #: like ``scale``; None: 0
-    stored: np.dtype = _FLOAT  #: what a file holds the scales as
+    stored: np.dtype = FLOAT32  #: what a file holds the scales as
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +63,7 @@ def quantize(
     weight: np.ndarray | None = None,
     second: np.ndarray | None = None,
     per_channel: bool = True,
-    stored: np.dtype = _FLOAT,
+    stored: np.dtype = FLOAT32,
 ) -> Codes:
     """Codes of ``W[R, C]``, scales along ``axis``, each found by ``fit`` and held by a file as ``stored``.
 
