@@ -42,7 +42,7 @@ class WeightsConfig(PassConfig):
     """standard: DequantizeLinear with blocks (opset 21; 25 for 2 bits); contrib: MatMulNBits, for older consumers."""
 
     max_error: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Most of its output's variance, on held-out inputs, that a weight's codes may disturb; of a table, of its rows'."""
+    """Share of its output's variance, on held-out inputs, that a weight's codes may disturb; of a table, its rows'."""
 
     exclude: Patterns = Field(default_factory=list)
     """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""

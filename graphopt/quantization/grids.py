@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FLOAT32 = np.dtype(np.float32)
-_SHRINK = np.linspace(1.0, 0.6, 17)  #: shares of the full range that the search tries
+_SHRINK = np.linspace(0.975, 0.6, 16)  #: shares of the full range that the search tries
 _ROUNDS, _NORM, _BETA, _GROWTH = 20, 0.7, 10.0, 1.01  #: the half-quadratic solver's, as published
 
 
@@ -91,23 +91,8 @@ def fit_error(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, store
 
     Outliers are clipped where the finer step is worth more to the rest of their block.
     """
-    low, high = _extremes(W, grid)
-    counted = np.ones(len(W), dtype=np.float32) if weight is None else weight.astype(np.float32)
-    best: Steps | None = None
-    least: np.ndarray | None = None
-    for share in _SHRINK:
-        steps = _reaching(low * share, high * share, grid, stored)
-        lost = expanded(rounded(W, steps, grid), steps, grid) - W
-        error = _sums(lost * lost * counted[:, None], grid)
-        if best is None or least is None:
-            best, least = steps, error
-            continue
-        better = error < least
-        least = np.where(better, error, least)
-        zero = None if best.zero is None or steps.zero is None else np.where(better, steps.zero, best.zero)
-        best = Steps(np.where(better, steps.scale, best.scale), zero)
-    assert best is not None
-    return best
+    counted = 1.0 if weight is None else weight.astype(np.float32)[:, None]
+    return _searched(W, grid, stored, lambda lost: lost * lost * counted)
 
 
 def fit_half_quadratic(
@@ -116,23 +101,56 @@ def fit_half_quadratic(
     """Scales and zero points that disturb most weights little and a few as much as they like (an l_0.7 norm).
 
     Half-quadratic splitting (Badri and Shaji, 2023, "HQQ"): the error of a few weights is set aside by a shrinkage, the
-    rest is least squares in closed form. There the zero point is a real number; files hold integers, so here the scale
-    is solved for as well, and once more after the zero point is rounded. ``weight`` is not read.
+    rest is least squares in closed form. There the zero point is a real number and all that is solved for; files hold
+    integers, so here the scale is solved for as well, from where a search has its best. ``weight`` is not read.
     """
     del weight
-    steps, beta = fit_range(W, grid, None, stored), _BETA
-    least, best = _norm(W, steps, grid), steps
+    steps = _searched(W, grid, stored, _sparing)
+    best, beta = _Best(steps, _errors(W, steps, grid, _sparing)), _BETA
     for _ in range(_ROUNDS):
         codes = rounded(W, steps, grid).astype(np.float32)
         aside = _shrunk(W - expanded(codes, steps, grid), beta)
         steps = _least_squares(W - aside, codes, steps, grid, stored)
-        error = _norm(W, steps, grid)
-        better = error < least
-        least = np.where(better, error, least)
-        zero = None if best.zero is None or steps.zero is None else np.where(better, steps.zero, best.zero)
-        best = Steps(np.where(better, steps.scale, best.scale), zero)
+        best.offer(steps, _errors(W, steps, grid, _sparing))
         beta *= _GROWTH
-    return best
+    return best.steps
+
+
+Measure = Callable[[np.ndarray], np.ndarray]  #: what the errors of single weights count, [K, N] both
+
+
+class _Best:
+    """The best steps so far, block by block."""
+
+    def __init__(self, steps: Steps, errors: np.ndarray) -> None:
+        self.steps, self.errors = steps, errors
+
+    def offer(self, steps: Steps, errors: np.ndarray) -> None:
+        """Take the blocks over that these steps have smaller errors in."""
+        better, mine = errors < self.errors, self.steps
+        zero = None if mine.zero is None or steps.zero is None else np.where(better, steps.zero, mine.zero)
+        self.steps = Steps(np.where(better, steps.scale, mine.scale), zero)
+        self.errors = np.where(better, errors, self.errors)
+
+
+def _searched(W: np.ndarray, grid: Grid, stored: np.dtype, measure: Measure) -> Steps:
+    """Steps that reach a share of each block's extremes, the share with the least error."""
+    low, high = _extremes(W, grid)
+    steps = _reaching(low, high, grid, stored)
+    best = _Best(steps, _errors(W, steps, grid, measure))
+    for share in _SHRINK:
+        steps = _reaching(low * share, high * share, grid, stored)
+        best.offer(steps, _errors(W, steps, grid, measure))
+    return best.steps
+
+
+def _errors(W: np.ndarray, steps: Steps, grid: Grid, measure: Measure) -> np.ndarray:
+    """The error of each block, [blocks, N]."""
+    return _sums(measure(expanded(rounded(W, steps, grid), steps, grid) - W), grid)
+
+
+def _sparing(lost: np.ndarray) -> np.ndarray:
+    return np.asarray(np.power(np.abs(lost), _NORM))
 
 
 def _least_squares(target: np.ndarray, codes: np.ndarray, steps: Steps, grid: Grid, stored: np.dtype) -> Steps:
@@ -153,11 +171,6 @@ def _shrunk(error: np.ndarray, beta: float) -> np.ndarray:
     size = np.abs(error)
     kept = np.maximum(size - np.power(np.maximum(size, 1e-12), _NORM - 1) / beta, 0)
     return np.asarray(np.sign(error) * kept)
-
-
-def _norm(W: np.ndarray, steps: Steps, grid: Grid) -> np.ndarray:
-    lost = np.abs(expanded(rounded(W, steps, grid), steps, grid) - W)
-    return _sums(np.power(lost, _NORM), grid)
 
 
 def _padded(W: np.ndarray, grid: Grid, *, mode: str) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The nodes that read rows of a quantized table.
 
 Rows of 8 bits are ``Cast(Gather(T8)) * Gather(scale)``. Rows of 4 bits are two codes to a byte: ONNX Runtime's Gather
-takes no 4-bit type, and its GatherBlockQuantized took 19 times a float Gather's time on one (``benchmarks/probes/
-weight_forms.py``), so the bytes are gathered and taken apart by standard operators. A table that also serves as a
-product's weight is stored once, the way MatMulNBits wants it; GatherBlockQuantized reads that at the same speed.
+takes no 4-bit type, and its GatherBlockQuantized takes three times as long on one as what is written here: bytes are
+gathered, and taken apart by standard operators (``benchmarks/probes/weight_forms.py``). A table that also serves as a
+product's weight is stored once, the way MatMulNBits wants it; on such bytes GatherBlockQuantized is fast.
 """
 
 from __future__ import annotations
