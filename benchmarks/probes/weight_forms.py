@@ -3,8 +3,8 @@
     python benchmarks/probes/weight_forms.py [--seconds 3]
 
 Three tables. What each way to write ``x W`` is loaded as (``MatMulNBits``, or the DequantizeLinear that runs every
-time, or no session at all); the time of MatMulNBits over the float MatMul's by bits, block and rows of x; and for a table of
-30522 x 384 the size and the time of each way to read rows, over a float Gather's.
+time, or no session at all); the time of MatMulNBits over the float MatMul's by bits, block and rows of x; and for a
+table of 30522 x 384 the size and the time of each way to read rows, over a float Gather's.
 """
 
 from __future__ import annotations

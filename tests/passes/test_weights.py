@@ -149,15 +149,21 @@ def test_every_way_to_write_a_product(body: str, weights: str, form: str) -> Non
     assert loaded(result).get("MatMulNBits") == 1
 
 
-def test_float16_model() -> None:
-    model = text_model(
-        f"(float16[B,{K}] x) => (float16[B,{N}] y)", f"W[{K},{N}] T[{ROWS},{K}]", "h = MatMul(x, W)\ny = Identity(h)"
-    )
-    weight = model.graph.initializers["W"].const_value
-    assert weight is not None
-    set_tensor(model, "W", weight.numpy().astype(np.float16))
-    result, plan, _ = quantize(model)
-    assert "float16" in plan.changes[0].before and kinds(result) == {"INT4"}
+def halved(model: ir.Model) -> ir.Model:
+    for name, value in model.graph.initializers.items():
+        assert value.const_value is not None
+        set_tensor(model, name, value.const_value.numpy().astype(np.float16))
+    return model
+
+
+@pytest.mark.parametrize("form", ["standard", "contrib"])
+def test_float16_model(form: str) -> None:
+    body = "h = MatMul(x, W)\ng = Gather(T, ids)\ny = Add(h, g)"
+    signature_ = f"(float16[B,{K}] x, int64[B] ids) => (float16[B,{N}] y)"
+    model = halved(text_model(signature_, f"W[{K},{N}] T[{ROWS},{N}]", body))
+    result, plan, _ = quantize(model, form=form)
+    assert all("float16" in change.before for change in plan.changes) and len(plan.changes) == 2
+    assert kinds(result) == ({"INT4", "UINT8"} if form == "standard" else {"UINT8"})
     (scale,) = (v for v in result.graph.initializers.values() if (v.name or "").startswith("W_scale"))
     assert scale.dtype is ir.DataType.FLOAT16
     assert far(model, result) < 0.01
@@ -253,7 +259,7 @@ def test_rows_by_indices_of_unknown_rank() -> None:
     assert "Shape" in ops(result)
     for ids in (np.array(7), np.array([3, 5]), np.zeros((2, 0), np.int64), np.arange(24).reshape(2, 3, 4)):
         wanted, found = (Session(m, threads=1).run({"ids": ids})["y"] for m in (model, result))
-        assert wanted.shape == found.shape and np.abs(wanted - found).max(initial=0) < 0.05
+        assert wanted.shape == found.shape and np.abs(wanted - found).max(initial=0) < 0.2
 
 
 def test_rows_by_a_slice() -> None:
@@ -264,7 +270,7 @@ def test_rows_by_a_slice() -> None:
     assert ops(result).count("Slice") == 2
     for n in (0, 1, 9):
         wanted, found = (Session(m, threads=1).run({"n": np.array([n])})["y"] for m in (model, result))
-        assert wanted.shape == found.shape and np.abs(wanted - found).max(initial=0) < 0.05
+        assert wanted.shape == found.shape and np.abs(wanted - found).max(initial=0) < 0.2
 
 
 def test_a_tied_table_is_stored_once() -> None:
