@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from pydantic import ValidationError
 
+import graphopt
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor, all_graphs
-from graphopt.model import clone_model, digest, model_bytes, signature
+from graphopt.model import clone_model, digest, model_bytes, save_model, signature
 from graphopt.passes.weights import Weights
+from graphopt.quantization import weight_drafting
 from graphopt.runtime.profile import operators_run
 from graphopt.runtime.session import Session
 from graphopt.transform import Plan
@@ -355,6 +360,40 @@ def test_the_guard_lowers_the_limit_and_the_limit_replays() -> None:
     assert any("guard would refuse" in note for note in plan.notes)
     again, _, _ = quantize(model, method="rtn", **plan.resolved)
     assert digest(again) == digest(result)
+
+
+def test_second_moments_in_several_runs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "y = MatMul(x, W)\nr = Relu(y)\nz = MatMul(r, V)\nu = MatMul(r, U)\na = Add(z, u)"
+    model = text_model(f"(float[B,S,{K}] x) => (float[B,S,{K}] a)", f"W[{K},{K}] V[{K},{K}] U[{K},{K}]", body)
+    at_once, _, _ = quantize(model)
+    monkeypatch.setattr(weight_drafting, "_GRAMS", 1)
+    result, _, _ = quantize(model)
+    assert digest(result) == digest(at_once)
+    monkeypatch.setattr(weight_drafting, "WIDEST", K - 1)
+    _, plan, _ = quantize(model)
+    assert any("3 weights are rounded to nearest" in note for note in plan.notes)
+
+
+def test_the_file_replays_to_the_same_bytes(tmp_path: Path) -> None:
+    body = "h = Gather(T, ids)\nr = MatMul(h, W)\ns = Relu(r)\ny = MatMul(s, V)"
+    model = text_model(f"(int64[B,S] ids) => (float[B,S,{N}] y)", f"T[{ROWS},{K}] W[{K},{K}] V[{K},{N}]", body)
+    save_model(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", ids=np.random.default_rng(0).integers(0, ROWS, (40, 7)))
+    options: dict[str, Any] = {"data": tmp_path / "data.npz", "threads": 1}
+    made = graphopt.optimize(
+        tmp_path / "model.onnx",
+        "weights(bits=2)",
+        output=tmp_path / "a.onnx",
+        keep_slower=True,
+        min_cosine=0.9,
+        **options,
+    )
+    assert made.passed and made.passes[-1].status.kept, made.reasons
+    assert (tmp_path / "a.onnx").stat().st_size < 0.3 * (tmp_path / "model.onnx").stat().st_size
+    again = graphopt.optimize(
+        tmp_path / "model.onnx", recipe=tmp_path / "a.onnx", output=tmp_path / "b.onnx", **options
+    )
+    assert again.passed and (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 # -- near misses ----------------------------------------------------------------------------------------------------
