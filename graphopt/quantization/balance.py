@@ -8,13 +8,13 @@ the gain touches the loud channels only, and its size is the one with the least 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.quantization.sites import Linear
+from graphopt.quantization.sites import Linear, Site
 from graphopt.quantization.statistics import ChannelStatistics
 from graphopt.quantization.weights import LEVELS, read_matrix
 
@@ -106,24 +106,25 @@ Statistics = TypeVar("Statistics")
 def gains_for(
     statistics: Mapping[str, Statistics],
     readers: Mapping[str, Sequence[Linear]],
+    sites: Iterable[Site],
     worthwhile: float,
     choose: Callable[[Statistics, Sequence[Linear], float], np.ndarray | None],
 ) -> dict[str, np.ndarray]:
     """Gains by activation, as ``choose`` has them for what must come of one that costs a Mul, or nothing.
 
-    Weights that serve several activations have one set of codes, so they get none.
+    Weights that serve several of ``sites``' activations, observed or not, have one set of codes, so they get none.
     """
-    homes: dict[int, set[str]] = {}
-    for name, sites in readers.items():
-        for site in sites:
-            homes.setdefault(id(site.weight), set()).add(name)
+    homes: dict[int, set[int]] = {}
+    for site in sites:
+        if isinstance(site, Linear):
+            homes.setdefault(id(site.weight), set()).add(id(site.activation))
     found: dict[str, np.ndarray] = {}
     for name, known in statistics.items():
-        sites = readers[name]
-        if any(len(homes[id(site.weight)]) > 1 for site in sites):
+        mine = readers[name]
+        if any(len(homes[id(site.weight)]) > 1 for site in mine):
             continue
-        free = norm_before(sites) is not None
-        gain = choose(known, sites, _FREE if free else worthwhile)
+        free = norm_before(mine) is not None
+        gain = choose(known, mine, _FREE if free else worthwhile)
         if gain is not None:
             found[name] = gain
     return found

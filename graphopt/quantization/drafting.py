@@ -61,7 +61,7 @@ class Drafter:
             tied = {id(site.weight) for site in sites if isinstance(site, Table)}
             untied = {n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied for s in ls)}
             statistics = collect_channels(model, ctx, {name: ls[0].width for name, ls in untied.items()})
-            self.gains = gains_for(statistics, untied, balance, choose_gain)
+            self.gains = gains_for(statistics, untied, sites, balance, choose_gain)
         self.codes = self._quantize()
 
     def _quantize(self) -> dict[str, Codes]:

@@ -16,7 +16,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor, all_graphs
 from graphopt.model import clone_model, digest, model_bytes, save_model, signature
 from graphopt.passes.weights import Weights
-from graphopt.quantization import weight_drafting
+from graphopt.quantization import weight_coding
 from graphopt.runtime.profile import operators_run
 from graphopt.runtime.session import Session
 from graphopt.transform import Plan
@@ -220,6 +220,26 @@ def test_awq_gains_go_into_a_norm() -> None:
     assert far(model, result) < 0.01
 
 
+def test_a_weight_that_a_body_reads_as_well_gets_no_gain() -> None:
+    body = f"""x = MatMul(a, M)
+        z = MatMul(x, W)
+        v = If(c) <
+            then_branch = t () => (float[B,S,{N}] p) {{ r = Neg(x) p = MatMul(r, W) }},
+            else_branch = e () => (float[B,S,{N}] q) {{ q = Identity(z) }}
+        >
+        y = Add(z, v)"""
+    signature_ = f"(float[B,S,8] a, bool c) => (float[B,S,{N}] y)"
+    model = text_model(signature_, f"M[8,{K}] W[{K},{N}]", body)
+    mixing = correlated(loud=30.0).graph.initializers["M"].const_value
+    assert mixing is not None
+    set_tensor(model, "M", mixing.numpy())
+    result, plan, _ = quantize(model, method="awq")
+    assert not any("loud channels" in note for note in plan.notes) and "Mul" not in ops(result)
+    assert "loud channels" in " ".join(quantize(correlated(loud=30.0), method="awq")[1].notes)
+    fed = [{**feed, "c": np.array(True)} for feed in feeds(model)]
+    assert distance(outputs(model, fed), outputs(result, fed)) < 0.3
+
+
 @pytest.mark.parametrize(
     ("method", "used"), [("gptq", "hqq in place of gptq"), ("awq", "hqq in place"), ("hqq", ""), ("rtn", "")]
 )
@@ -366,10 +386,10 @@ def test_second_moments_in_several_runs_change_nothing(monkeypatch: pytest.Monke
     body = "y = MatMul(x, W)\nr = Relu(y)\nz = MatMul(r, V)\nu = MatMul(r, U)\na = Add(z, u)"
     model = text_model(f"(float[B,S,{K}] x) => (float[B,S,{K}] a)", f"W[{K},{K}] V[{K},{K}] U[{K},{K}]", body)
     at_once, _, _ = quantize(model)
-    monkeypatch.setattr(weight_drafting, "_GRAMS", 1)
+    monkeypatch.setattr(weight_coding, "_GRAMS", 1)
     result, _, _ = quantize(model)
     assert digest(result) == digest(at_once)
-    monkeypatch.setattr(weight_drafting, "WIDEST", K - 1)
+    monkeypatch.setattr(weight_coding, "WIDEST", K - 1)
     _, plan, _ = quantize(model)
     assert any("3 weights are rounded to nearest" in note for note in plan.notes)
 
