@@ -113,9 +113,8 @@ class WeightDrafter:
                 f"{why}: {self.coder.method} in place of {self.settings.method}, no product's error is measured"
             )
         if self.coder.unobserved:
-            notes.append(
-                f"{self.coder.unobserved} weights are rounded to nearest: inside a body, or with more than {WIDEST} inputs"
-            )
+            why = f"inside a body, or with more than {WIDEST} inputs"
+            notes.append(f"{self.coder.unobserved} weights are rounded to nearest: {why}")
         for (asked, given), count in sorted(raised.items()):
             if given != asked:
                 notes.append(

@@ -304,7 +304,7 @@ def test_a_tied_table_is_stored_once() -> None:
     assert {"GatherBlockQuantized", "MatMulNBits"} <= set(ops(result)) and len(plan.changes) == 2
     assert model_bytes(result) < 0.17 * model_bytes(model)
     assert sum(c.saves for c in plan.changes) == pytest.approx(model_bytes(model) - model_bytes(result), abs=100)
-    assert far(model, result) < 0.01
+    assert far(model, result) < 0.02
     assert loaded(result) == {"GatherBlockQuantized": 1, "MatMulNBits": 1}
     eight, _, _ = quantize(model, embeddings=8)
     assert far(model, eight) < 1e-3 and model_bytes(eight) < 0.3 * model_bytes(model)
