@@ -21,13 +21,14 @@ SENTENCES, LARGEST, ALLOWED = 500, 16.0, 1.0
 SHAPES = ((1, 16), (1, 128))
 CASES = (
     *(f"weights(method={method},block={block})" for block in (32, 64, 128) for method in ("rtn", "hqq", "awq", "gptq")),
-    "weights(symmetric=false)",
+    "weights(symmetric=true)",
     "weights(embeddings=8)",
     "weights(form=contrib)",
-    "weights(bits=8,method=rtn,embeddings=8)",
+    "weights(bits=8,embeddings=8)",
     "weights(bits=2,max_error=1)",
-    "weights(bits=2)",
     "fuse(attention=operator),weights",
+    "int8",
+    "fuse(attention=operator),int8",
 )
 JUDGED, PLAIN = "weights(method=gptq,block=32)", "weights(method=rtn,block=32)"
 

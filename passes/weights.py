@@ -24,16 +24,16 @@ class WeightsConfig(PassConfig):
     bits: Literal[2, 4, 8] = 4
     """Bits of each weight of a product. A weight that would suffer more than ``max_error`` takes the next more."""
 
-    block: Literal[16, 32, 64, 128, 256] = 32
-    """Weights that share a scale. Smaller blocks are closer and bigger."""
+    block: Literal[16, 32, 64, 128, 256] = 128
+    """Weights that share a scale. Smaller blocks are closer, bigger and slower."""
 
     method: Method = "gptq"
     """rtn: nearest; hqq: half-quadratic; awq: loud inputs come first; gptq: other weights make up for errors.
 
-    The last two need data; without, hqq takes their place."""
+    The last two need data; without, rtn takes their place."""
 
-    symmetric: bool = True
-    """Zero is in the middle of the codes. False: a zero point for each block, a little closer, bigger and slower."""
+    symmetric: bool = False
+    """Zero is in the middle of the codes; false: where each block's zero point says, closer at hardly more bytes."""
 
     embeddings: Literal[0, 4, 8] = 4
     """Bits of the rows of embedding tables; 0: they stay float."""

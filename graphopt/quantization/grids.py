@@ -92,7 +92,17 @@ def fit_error(W: np.ndarray, grid: Grid, weight: np.ndarray | None = None, store
     Outliers are clipped where the finer step is worth more to the rest of their block.
     """
     counted = 1.0 if weight is None else weight.astype(np.float32)[:, None]
-    return _searched(W, grid, stored, lambda lost: lost * lost * counted)
+    low, high = _extremes(W, grid)
+    steps = _reaching(low, high, grid, stored)
+
+    def squared(lost: np.ndarray) -> np.ndarray:
+        return np.asarray(lost * lost * counted)
+
+    best = _Best(steps, _errors(W, steps, grid, squared))
+    for share in _SHRINK:
+        steps = _reaching(low * share, high * share, grid, stored)
+        best.offer(steps, _errors(W, steps, grid, squared))
+    return best.steps
 
 
 def fit_half_quadratic(
@@ -102,10 +112,10 @@ def fit_half_quadratic(
 
     Half-quadratic splitting (Badri and Shaji, 2023, "HQQ"): the error of a few weights is set aside by a shrinkage, the
     rest is least squares in closed form. There the zero point is a real number and all that is solved for; files hold
-    integers, so here the scale is solved for as well, from where a search has its best. ``weight`` is not read.
+    integers, so here the scale is solved for as well. ``weight`` is not read.
     """
     del weight
-    steps = _searched(W, grid, stored, _sparing)
+    steps = fit_range(W, grid, None, stored)
     best, beta = _Best(steps, _errors(W, steps, grid, _sparing)), _BETA
     for _ in range(_ROUNDS):
         codes = rounded(W, steps, grid).astype(np.float32)
@@ -131,17 +141,6 @@ class _Best:
         zero = None if mine.zero is None or steps.zero is None else np.where(better, steps.zero, mine.zero)
         self.steps = Steps(np.where(better, steps.scale, mine.scale), zero)
         self.errors = np.where(better, errors, self.errors)
-
-
-def _searched(W: np.ndarray, grid: Grid, stored: np.dtype, measure: Measure) -> Steps:
-    """Steps that reach a share of each block's extremes, the share with the least error."""
-    low, high = _extremes(W, grid)
-    steps = _reaching(low, high, grid, stored)
-    best = _Best(steps, _errors(W, steps, grid, measure))
-    for share in _SHRINK:
-        steps = _reaching(low * share, high * share, grid, stored)
-        best.offer(steps, _errors(W, steps, grid, measure))
-    return best.steps
 
 
 def _errors(W: np.ndarray, steps: Steps, grid: Grid, measure: Measure) -> np.ndarray:

@@ -20,7 +20,6 @@ from graphopt.transform import PassContext
 
 INFORMED = frozenset({"gptq", "awq"})  #: methods that look at activations
 _GRAMS = 512 << 20  #: bytes of second moments held at once
-_FITS: dict[str, Fit] = {"rtn": fit_range, "gptq": fit_error, "awq": fit_error, "hqq": fit_half_quadratic}
 _HALF = np.dtype(np.float16)
 
 
@@ -131,7 +130,7 @@ class Coder:
             if gain is not None:
                 W = W / (gain[:, None] if group.axis == 1 else gain[None, :])
             grid, kind = group.grids[level], np.dtype(tensor.dtype.numpy())
-            fit = fit_range if not grid.block else fit_error if level else _FITS[self.method]
+            fit = self._fit(group, grid, level)
             codes = None
             if grid.block and not group.linear and not group.contrib:
                 codes = _in_half_precision(W, group.axis, grid, fit)
@@ -139,6 +138,11 @@ class Coder:
                 W, group.axis, grid=grid, fit=fit, weight=self._energy.get(position), second=second, stored=kind
             )
         return self._codes[position, level]
+
+    def _fit(self, group: Group, grid: Grid, level: int) -> Fit:
+        if not grid.block:
+            return fit_range
+        return fit_half_quadratic if self.method == "hqq" and not level and not group.table else fit_error
 
 
 def _in_half_precision(W: np.ndarray, axis: int, grid: Grid, fit: Fit) -> Codes | None:

@@ -21,7 +21,7 @@ from graphopt.quantization.weight_coding import INFORMED, Coder
 from graphopt.quantization.weights import Codes, read_matrix
 from graphopt.transform import Declined, PassContext
 
-_DATA_FREE: Method = "hqq"  #: what takes over without inputs
+_DATA_FREE: Method = "rtn"  #: what takes over without inputs
 
 
 @dataclass(frozen=True, slots=True)

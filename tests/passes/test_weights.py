@@ -168,7 +168,7 @@ def test_float16_model(form: str) -> None:
     model = halved(text_model(signature_, f"W[{K},{N}] T[{ROWS},{N}]", body))
     result, plan, _ = quantize(model, form=form)
     assert all("float16" in change.before for change in plan.changes) and len(plan.changes) == 2
-    assert kinds(result) == ({"INT4", "UINT8"} if form == "standard" else {"UINT8"})
+    assert kinds(result) == ({"UINT4", "UINT8"} if form == "standard" else {"UINT8"})
     (scale,) = (v for v in result.graph.initializers.values() if (v.name or "").startswith("W_scale"))
     assert scale.dtype is ir.DataType.FLOAT16
     assert far(model, result) < 0.01
@@ -241,7 +241,7 @@ def test_a_weight_that_a_body_reads_as_well_gets_no_gain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "used"), [("gptq", "hqq in place of gptq"), ("awq", "hqq in place"), ("hqq", ""), ("rtn", "")]
+    ("method", "used"), [("gptq", "rtn in place of gptq"), ("awq", "rtn in place"), ("hqq", ""), ("rtn", "")]
 )
 def test_without_data(method: str, used: str) -> None:
     model = linear()
@@ -361,10 +361,10 @@ def test_a_model_that_cannot_be_raised_takes_the_contrib_form() -> None:
 def test_a_weight_that_would_suffer_takes_more_bits() -> None:
     model = linear()
     result, plan, _ = quantize(model, bits=2)
-    assert kinds(result) == {"INT4"} and "int4 weight" in plan.changes[0].after
+    assert kinds(result) == {"UINT4"} and "int4 weight" in plan.changes[0].after
     assert any("1 weights take 4 bits: 2 would disturb" in note for note in plan.notes)
     result, plan, _ = quantize(model, max_error=1e-4)
-    assert kinds(result) == {"INT8"}
+    assert kinds(result) == {"UINT8"}
     _, plan, _ = quantize(model, max_error=0.0)
     assert plan.empty and "8 bits would disturb" in reasons(plan)
 
