@@ -101,7 +101,9 @@ class Drafter:
             return self._keep(mode, choices, {}, self.max_error)
         readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
         errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
-        return within(errors, self.max_error, lambda limit: self._keep(mode, choices, errors, limit), self._accepts)
+        return within(
+            self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
+        )
 
     def _accepts(self, draft: Draft) -> bool:
         return self.ctx.acceptable(written(self.model, draft.choices))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from typing import Protocol, TypeVar
 
 
@@ -17,17 +17,17 @@ D = TypeVar("D", bound=Drafted)
 
 
 def within(
-    errors: Mapping[str, float], max_error: float, draft: Callable[[float], D], accepts: Callable[[D], bool]
+    max_error: float, errors: Callable[[], Iterable[float]], draft: Callable[[float], D], accepts: Callable[[D], bool]
 ) -> D:
     """The draft under ``max_error``, or under the highest lower limit that is accepted, found by bisection.
 
-    ``errors`` are by site; ``draft(limit)`` holds every site to ``limit``. Where no draft is accepted, the first one is
-    given back, for the guard itself to refuse.
+    ``draft(limit)`` holds every site to ``limit``; ``errors()`` are those that sites have in one form or another, asked
+    for when limits are to be tried. Where no draft is accepted, the first one is given back, for the guard to refuse.
     """
     whole = draft(max_error)
     if not whole.sites or accepts(whole):
         return whole
-    limits = sorted({0.0, *(error for error in errors.values() if error <= max_error)})[:-1]
+    limits = sorted({0.0, *(error for error in errors() if error <= max_error)})[:-1]
     low, high, best = 0, len(limits), None
     while low < high:
         middle = (low + high) // 2

@@ -72,12 +72,15 @@ class WeightDrafter:
     def draft(self) -> WeightDraft:
         """The draft under ``max_error``, or a lower limit where the guard would refuse it."""
         usable = [p for p, group in enumerate(self.groups) if group.sites[0].name not in self.coder.broken]
-        errors = {name: e for p in usable for name, e in self._error(p, 0).items()}
+
+        def errors() -> list[float]:
+            levels = ((p, level) for p in usable for level in range(len(self.groups[p].grids)))
+            return [max(self._error(*place).values(), default=0.0) for place in levels]
 
         def accepts(draft: WeightDraft) -> bool:
             return not self.measurable or self.ctx.acceptable(written(self.model, draft.choices))
 
-        return within(errors, self.settings.max_error, lambda limit: self._keep(usable, limit), accepts)
+        return within(self.settings.max_error, errors, lambda limit: self._keep(usable, limit), accepts)
 
     def _keep(self, usable: list[int], limit: float) -> WeightDraft:
         """Every group on its first grid with an error up to ``limit``, or float."""
