@@ -346,7 +346,18 @@ def test_products_in_bodies(opset: int) -> None:
     assert plan.empty and ("nested body" if opset == 21 else "needs opset 21") in reasons(plan)
 
 
-def test_a_model_that_cannot_be_raised_takes_the_contrib_form() -> None:
+@pytest.mark.parametrize(("width", "rows"), [(64, "GatherBlockQuantized"), (60, "Cast")])
+def test_contrib_form_at_an_old_opset(width: int, rows: str) -> None:
+    signature_ = f"(int64[B,S] ids) => (float[B,S,{N}] y)"
+    model = text_model(
+        signature_, f"T[{ROWS},{width}] W[{width},{N}]", "h = Gather(T, ids)\ny = MatMul(h, W)", opset=13
+    )
+    result, plan, _ = quantize(model, form="contrib")
+    assert result.graph.opset_imports[""] == 13 and {"MatMulNBits", rows} <= set(ops(result))
+    assert far(model, result) < 0.02 and len(plan.changes) == 2
+
+
+def test_a_model_that_cannot_run_here_is_quantized_all_the_same() -> None:
     model = linear("h = MatMul(x, W)\nm = custom.Strange(h)\ny = Add(h, b)")
     model.graph.opset_imports["custom"] = 1
     context = FakeContext(linear(), has_data=False)
@@ -354,7 +365,9 @@ def test_a_model_that_cannot_be_raised_takes_the_contrib_form() -> None:
     plan = Weights().plan(GraphView(model), context)
     result = clone_model(model)
     Weights().apply(GraphEditor(result), plan)
-    assert len(plan.changes) == 1 and any("cannot be run" in n or "no data" in n for n in plan.notes)
+    assert ops(result) == ["DequantizeLinear", "MatMul", "Strange", "Add"] and len(plan.changes) == 1
+    assert any("no data: rtn in place of gptq" in note for note in plan.notes)
+    assert not any("fuses" in note for note in plan.notes), "nobody looked"
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------
