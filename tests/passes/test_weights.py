@@ -358,7 +358,7 @@ def test_contrib_form_at_an_old_opset(width: int, rows: str) -> None:
 
 
 def test_a_model_that_cannot_run_here_is_quantized_all_the_same() -> None:
-    model = linear("h = MatMul(x, W)\nm = custom.Strange(h)\ny = Add(h, b)")
+    model = linear("h = MatMul(x, W)\nm = custom.Strange(h)\ny = Add(m, b)")
     model.graph.opset_imports["custom"] = 1
     context = FakeContext(linear(), has_data=False)
     context.can_run = False
