@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -104,8 +105,21 @@ class Moments:
         return self._inverse
 
 
+class Reader(Protocol):
+    """What reads an activation by its channels: a contraction, a norm."""
+
+    @property
+    def source(self) -> Source:
+        """The activation's name and the axis of its channels."""
+        ...
+
+    def channels(self, x: np.ndarray, batch: int, /) -> np.ndarray:
+        """Rows ``[..., K]`` of the activation."""
+        ...
+
+
 def collect_moments(
-    model: ir.Model, ctx: PassContext, readers: Iterable[Lowering | Normaliser], *, split: str = "calibration"
+    model: ir.Model, ctx: PassContext, readers: Iterable[Reader], *, split: str = "calibration"
 ) -> dict[Source, Moments]:
     """Moments of what contractions and norms read, by channel.
 

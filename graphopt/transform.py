@@ -148,6 +148,10 @@ class PassContext(Protocol):
         """
         ...
 
+    def operators(self, model: ir.Model) -> dict[str, int]:
+        """How many nodes of each op type ONNX Runtime really runs, after its own optimisation, on one input."""
+        ...
+
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         ...

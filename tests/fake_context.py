@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
+from graphopt.runtime.profile import operators_run
 from graphopt.runtime.session import Session
 
 Feed = dict[str, np.ndarray]
@@ -61,6 +62,9 @@ class FakeContext:
 
     def node_seconds(self, model: ir.Model) -> dict[str, float]:
         return {node.name or "": self.seconds.get(node.name or "", 1.0) for node in model.graph}
+
+    def operators(self, model: ir.Model) -> dict[str, int]:
+        return operators_run(model, self.splits["selection"][0], threads=1)
 
     def acceptable(self, model: ir.Model) -> bool:
         return self.divergence(model) <= self.accept

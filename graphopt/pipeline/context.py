@@ -16,6 +16,7 @@ from graphopt.pipeline.runs import ModelRuns, Outputs
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.metrics import ComparisonAccumulator
+from graphopt.runtime.profile import operators_run
 from graphopt.runtime.sessions import Sessions
 from graphopt.transform import Progress
 
@@ -111,6 +112,12 @@ class PipelineContext:
         """Measured seconds of each node of the main graph, over the timing shapes."""
         self._demand_runs()
         return self._stopwatch.node_seconds(model)
+
+    def operators(self, model: ir.Model) -> dict[str, int]:
+        """How many nodes of each op type run, as ONNX Runtime optimised the model, on the first probe."""
+        self._demand_runs()
+        feed = next(iter(self._inputs.probes.values()))
+        return operators_run(model, feed, provider=self._sessions.provider, threads=self._sessions.threads)
 
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""

@@ -8,12 +8,13 @@ the gain touches the loud channels only, and its size is the one with the least 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.quantization.sites import Linear
+from graphopt.quantization.sites import Linear, Site
 from graphopt.quantization.statistics import ChannelStatistics
 from graphopt.quantization.weights import LEVELS, read_matrix
 
@@ -28,7 +29,7 @@ def site_matrix(site: Linear) -> np.ndarray:
     tensor = site.weight.const_value
     if tensor is None:
         raise ValueError(f"{site.weight.name!r} has no data")
-    W = read_matrix(tensor)
+    W = np.asarray(read_matrix(tensor), dtype=np.float32)
     return W.T if site.transposed else W
 
 
@@ -70,10 +71,13 @@ def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthw
     return _gain(largest, float(bounds[best]))
 
 
+def held_gain(exact: np.ndarray) -> np.ndarray:
+    """Gains in numbers that float16 holds, which is how the file stores them."""
+    return np.asarray(np.clip(exact, 2.0**-14, 2.0**15).astype(np.float16).astype(np.float32))
+
+
 def _gain(largest: np.ndarray, bound: float) -> np.ndarray:
-    """In numbers that float16 holds, which is how the file stores them."""
-    exact = bound / np.maximum(largest, bound)
-    return np.asarray(np.maximum(exact, 2.0**-14).astype(np.float16).astype(np.float32))
+    return held_gain(bound / np.maximum(largest, bound))
 
 
 class _Side:
@@ -96,21 +100,31 @@ class _Side:
         return activation + weight
 
 
+Statistics = TypeVar("Statistics")
+
+
 def gains_for(
-    statistics: Mapping[str, ChannelStatistics], readers: Mapping[str, Sequence[Linear]], worthwhile: float
+    statistics: Mapping[str, Statistics],
+    readers: Mapping[str, Sequence[Linear]],
+    sites: Iterable[Site],
+    worthwhile: float,
+    choose: Callable[[Statistics, Sequence[Linear], float], np.ndarray | None],
 ) -> dict[str, np.ndarray]:
-    """Gains by activation. Weights that serve several activations have one set of codes, so they get none."""
-    homes: dict[int, set[str]] = {}
-    for name, sites in readers.items():
-        for site in sites:
-            homes.setdefault(id(site.weight), set()).add(name)
+    """Gains by activation, as ``choose`` has them for what must come of one that costs a Mul, or nothing.
+
+    Weights that serve several of ``sites``' activations, observed or not, have one set of codes, so they get none.
+    """
+    homes: dict[int, set[int]] = {}
+    for site in sites:
+        if isinstance(site, Linear):
+            homes.setdefault(id(site.weight), set()).add(id(site.activation))
     found: dict[str, np.ndarray] = {}
     for name, known in statistics.items():
-        sites = readers[name]
-        if any(len(homes[id(site.weight)]) > 1 for site in sites):
+        mine = readers[name]
+        if any(len(homes[id(site.weight)]) > 1 for site in mine):
             continue
-        free = norm_before(sites) is not None
-        gain = choose_gain(known, sites, _FREE if free else worthwhile)
+        free = norm_before(mine) is not None
+        gain = choose(known, mine, _FREE if free else worthwhile)
         if gain is not None:
             found[name] = gain
     return found

@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.model import clone_model
-from graphopt.quantization.balance import gains_for
+from graphopt.quantization.balance import choose_gain, gains_for
 from graphopt.quantization.errors import measure_errors
+from graphopt.quantization.limiting import within
 from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight, find_sites
@@ -60,7 +61,7 @@ class Drafter:
             tied = {id(site.weight) for site in sites if isinstance(site, Table)}
             untied = {n: ls for n, ls in self.readers.items() if not any(id(s.weight) in tied for s in ls)}
             statistics = collect_channels(model, ctx, {name: ls[0].width for name, ls in untied.items()})
-            self.gains = gains_for(statistics, untied, balance)
+            self.gains = gains_for(statistics, untied, sites, balance, choose_gain)
         self.codes = self._quantize()
 
     def _quantize(self) -> dict[str, Codes]:
@@ -100,28 +101,12 @@ class Drafter:
             return self._keep(mode, choices, {}, self.max_error)
         readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
         errors = measure_errors(self.model, self.ctx, {n: ls for n, ls in readers.items() if ls}, choices)
-        draft = self._keep(mode, choices, errors, self.max_error)
-        if not draft.sites or self._accepts(draft):
-            return draft
-        return self._weaken(mode, choices, errors) or draft
+        return within(
+            self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
+        )
 
     def _accepts(self, draft: Draft) -> bool:
         return self.ctx.acceptable(written(self.model, draft.choices))
-
-    def _weaken(self, mode: Mode, choices: Choices, errors: Mapping[str, float]) -> Draft | None:
-        """The draft with the highest error limit that the guard accepts, by bisection; None when it accepts none."""
-        limits = sorted({0.0, *(error for error in errors.values() if error <= self.max_error)})[:-1]
-        low, high, best = 0, len(limits), None
-        while low < high:
-            middle = (low + high) // 2
-            draft = self._keep(mode, choices, errors, limits[middle])
-            if draft.sites and self._accepts(draft):
-                best, low = draft, middle + 1
-            elif not draft.sites and best is None:
-                low = middle + 1
-            else:
-                high = middle
-        return best
 
     def _keep(self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float) -> Draft:
         """The draft in which sites with an error above ``limit`` stay float."""

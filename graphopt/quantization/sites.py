@@ -1,10 +1,11 @@
-"""Finds the places of a graph that int8 can take over, and says of every other weight why it stays float."""
+"""Finds the places of a graph whose weights can be quantized, and says of every other weight why it stays float."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.model import walk_nodes
@@ -33,15 +34,51 @@ _QUANTIZED_OPS = frozenset(
         "QEmbedLayerNormalization",
     }
 )
-_FLOAT_ONLY = {
-    "Conv": "ONNX Runtime's ConvInteger is slower than the float Conv",
-    "ConvTranspose": "there is no int8 ConvTranspose in ONNX Runtime's CPU provider",
-    "LSTM": "recurrent weights are not quantized by this pass yet",
-    "GRU": "recurrent weights are not quantized by this pass yet",
-    "RNN": "recurrent weights are not quantized by this pass yet",
-    "Einsum": "ONNX Runtime has no int8 Einsum",
-    "EmbedLayerNormalization": "its tables are inside one contrib op; run fuse before, which takes it apart",
-}
+_RECURRENT = "recurrent weights are not quantized by this pass yet"
+_EMBEDDING = "its tables are inside one contrib op; run fuse before, which takes it apart"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What one pass can quantize: float types of weights, and why the weights of some operators stay float."""
+
+    form: str  #: what an operator without a reason of its own lacks: "int8 form"
+    dtypes: frozenset[ir.DataType]
+    reasons: Mapping[str, str]
+
+    @property
+    def types(self) -> str:
+        """``float32``; ``float16 and float32``."""
+        return " and ".join(sorted(_type_name(dtype) for dtype in self.dtypes))
+
+
+INT8 = Scope(
+    "int8 form",
+    frozenset({ir.DataType.FLOAT}),
+    {
+        "Conv": "ONNX Runtime's ConvInteger is slower than the float Conv",
+        "ConvTranspose": "there is no int8 ConvTranspose in ONNX Runtime's CPU provider",
+        "LSTM": _RECURRENT,
+        "GRU": _RECURRENT,
+        "RNN": _RECURRENT,
+        "Einsum": "ONNX Runtime has no int8 Einsum",
+        "EmbedLayerNormalization": _EMBEDDING,
+    },
+)
+_EVERY_RUN = "ONNX Runtime multiplies by blocked weights in MatMul and Gemm only; here every run would unpack them"
+WEIGHT_ONLY = Scope(
+    "product with blocked weights",
+    frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),
+    {
+        "Conv": _EVERY_RUN,
+        "ConvTranspose": _EVERY_RUN,
+        "LSTM": _EVERY_RUN,
+        "GRU": _EVERY_RUN,
+        "RNN": _EVERY_RUN,
+        "Einsum": _EVERY_RUN,
+        "EmbedLayerNormalization": _EMBEDDING,
+    },
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,6 +106,11 @@ class Linear:
         return self.node.name or ""
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The type that the weight and everything computed from it has."""
+        return _dtype(self.weight)
+
+    @property
     def result(self) -> ir.Value:
         """The value that the quantized site has to produce."""
         last = self.bias.node if self.bias is not None and self.bias.node is not None else self.node
@@ -84,6 +126,16 @@ class Linear:
         """Channels of the activation: K."""
         tensor = self.weight.const_value
         return int(tensor.shape.numpy()[1 - self.scale_axis]) if tensor is not None else 0
+
+    @property
+    def source(self) -> tuple[str, int]:
+        """What moments of the activation are kept by."""
+        return self.activation.name or "", -1
+
+    def channels(self, x: np.ndarray, batch: int) -> np.ndarray:
+        """Rows ``[..., K]`` of the activation."""
+        del batch
+        return x
 
     @property
     def packed_attention(self) -> bool:
@@ -103,19 +155,29 @@ class Table:
         return self.node.name or ""
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The type of the rows."""
+        return _dtype(self.weight)
+
+    @property
     def scale_axis(self) -> int:
         return 0
+
+
+def _dtype(weight: ir.Value) -> ir.DataType:
+    assert weight.const_value is not None
+    return weight.const_value.dtype
 
 
 Site = Linear | Table
 
 
-def find_sites(model: ir.Model) -> tuple[list[Site], list[Declined]]:
+def find_sites(model: ir.Model, scope: Scope = INT8) -> tuple[list[Site], list[Declined]]:
     """All sites of the main graph and of every nested body, in graph order, and what else holds weights."""
     sites: list[Site] = []
     declined: list[Declined] = []
     for node in walk_nodes(model):
-        found = _examine(node)
+        found = _examine(node, scope)
         if isinstance(found, str):
             declined.append(Declined(node.name or node.op_type, found))
         elif found is not None:
@@ -123,25 +185,25 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Declined]]:
     return sites, declined
 
 
-def _examine(node: ir.Node) -> Site | str | None:
+def _examine(node: ir.Node, scope: Scope) -> Site | str | None:
     """The site that ``node`` is; or why it is none although it holds weights; or None where there is nothing to say."""
     kind = (node.domain, node.op_type)
     if node.op_type in _QUANTIZED_OPS:
         return "already quantized"
     if kind in (("", "MatMul"), (MICROSOFT, "FusedMatMul")):
-        return _matmul(node)
+        return _matmul(node, scope)
     if kind == ("", "Gemm"):
-        return _gemm(node)
+        return _gemm(node, scope)
     if kind in (("", "Gather"), ("", "Slice")):
-        return _table(node)
+        return _table(node, scope)
     if kind == (MICROSOFT, "Attention"):
-        return _attention(node)
+        return _attention(node, scope)
     large = [v for v in node.inputs if v is not None and _is_large_float(v)]
     if not large:
         return None
     if node.domain not in ("", MICROSOFT):
         return f"weights of the custom op {node.domain}.{node.op_type} are left alone"
-    return _FLOAT_ONLY.get(node.op_type, f"{node.op_type} has no int8 form")
+    return scope.reasons.get(node.op_type, f"{node.op_type} has no {scope.form}")
 
 
 def _is_large_float(value: ir.Value) -> bool:
@@ -155,7 +217,7 @@ def _is_large_float(value: ir.Value) -> bool:
     )
 
 
-def _weight(value: ir.Value) -> tuple[ir.Value, bool] | str | None:
+def _weight(value: ir.Value, scope: Scope) -> tuple[ir.Value, bool] | str | None:
     """The initializer behind an operand, and whether it comes through a transposition; or why it cannot be used."""
     producer = value.producer()
     transposed = False
@@ -173,9 +235,9 @@ def _weight(value: ir.Value) -> tuple[ir.Value, bool] | str | None:
         return None
     if value.is_graph_input():
         return "the weight is a graph input, which the caller may override"
-    if tensor.dtype is not ir.DataType.FLOAT:
+    if tensor.dtype not in scope.dtypes:
         if tensor.dtype.is_floating_point():
-            return f"the weight is {tensor.dtype.name.lower()}; only float32 weights are quantized"
+            return f"the weight is {_type_name(tensor.dtype)}; only {scope.types} weights are quantized"
         return None
     if len(tensor.shape) != 2 and tensor.size >= SMALLEST:
         return f"the weight has {len(tensor.shape)} axes; only matrices are quantized"
@@ -186,19 +248,19 @@ def _weight(value: ir.Value) -> tuple[ir.Value, bool] | str | None:
     return value, transposed
 
 
-def _matmul(node: ir.Node) -> Linear | str | None:
+def _matmul(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand)
+    found = _weight(operand, scope)
     if found is None:
         left = activation.const_value is not None and activation.is_initializer() and _is_large_float(activation)
-        return "the weight is the left operand; ONNX Runtime's int8 kernels want it on the right" if left else None
+        return "the weight is the left operand; ONNX Runtime's quantized kernels want it on the right" if left else None
     if isinstance(found, str):
         return found
     flags = _integers(node, "transA", "transB", "transBatchA", "transBatchB")
     if flags["transA"] or flags["transBatchA"] or flags["transBatchB"]:
-        return "it transposes its activation, which no int8 kernel does"
+        return "it transposes its activation, which no quantized kernel does"
     value, transposed = found
     return Linear(
         node,
@@ -210,16 +272,16 @@ def _matmul(node: ir.Node) -> Linear | str | None:
     )
 
 
-def _gemm(node: ir.Node) -> Linear | str | None:
+def _gemm(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand)
+    found = _weight(operand, scope)
     if found is None or isinstance(found, str):
         return found
     flags = _integers(node, "transA", "transB")
     if flags["transA"]:
-        return "it transposes its activation, which no int8 kernel does"
+        return "it transposes its activation, which no quantized kernel does"
     value, transposed = found
     added = node.inputs[2] if len(node.inputs) > 2 else None
     bias: Bias | None
@@ -233,11 +295,11 @@ def _gemm(node: ir.Node) -> Linear | str | None:
     return Linear(node, activation, value, transposed ^ bool(flags["transB"]), _float(node, "alpha"), bias)
 
 
-def _attention(node: ir.Node) -> Linear | str | None:
+def _attention(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand)
+    found = _weight(operand, scope)
     if found is None or isinstance(found, str):
         return found
     if found[1]:
@@ -251,7 +313,7 @@ def _attention(node: ir.Node) -> Linear | str | None:
     return Linear(node, activation, found[0])
 
 
-def _table(node: ir.Node) -> Table | str | None:
+def _table(node: ir.Node, scope: Scope) -> Table | str | None:
     table = node.inputs[0]
     tensor = table.const_value if table is not None else None
     if table is None or tensor is None or not table.is_initializer() or not tensor.dtype.is_floating_point():
@@ -261,7 +323,7 @@ def _table(node: ir.Node) -> Table | str | None:
         return None
     if len(shape) != 2:
         return f"the table has {len(shape)} axes; only rows of a matrix are quantized"
-    found = _weight(table)
+    found = _weight(table, scope)
     if found is None or isinstance(found, str):
         return found
     if not _by_rows(node):
@@ -302,6 +364,10 @@ def _bias_after(node: ir.Node) -> Bias | None:
     return Bias(added, reader)
 
 
+def _type_name(dtype: ir.DataType) -> str:
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
+
+
 def _integers(node: ir.Node, *names: str) -> dict[str, int]:
     return {name: node.attributes[name].as_int() if name in node.attributes else 0 for name in names}
 
@@ -316,7 +382,7 @@ def float_products(model: ir.Model) -> int:
     for node in walk_nodes(model):
         if node.domain == "" and node.op_type in ("MatMul", "Attention"):
             count += all(v is not None and v.const_value is None for v in node.inputs[:2]) and not isinstance(
-                _examine(node), Linear
+                _examine(node, INT8), Linear
             )
     return count
 

@@ -1,4 +1,4 @@
-"""The nodes that take the place of quantized sites, in standard ops that ONNX Runtime fuses when it loads the file."""
+"""The nodes that take the place of int8 sites, in standard ops that ONNX Runtime fuses when it loads the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
-from graphopt.quantization.balance import norm_before
+from graphopt.quantization.rows import RowWriter
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
 from graphopt.quantization.weights import Codes
 
@@ -34,29 +34,20 @@ class Choices:
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by activation name; ``codes`` are of ``W / gain``
 
 
-class Int8Writer:
+class Int8Writer(RowWriter):
     """Rewrites sites of one model; weights, quantized activations and transpositions are made once and shared."""
 
-    def __init__(self, editor: GraphEditor, choices: Choices, sites: Sequence[Site]) -> None:
-        self.editor, self.choices = editor, choices
-        self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
-        self._weights: dict[tuple[object, ...], ir.Value] = {}
-        self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
-        self._norms = self._norms_before(sites)
+    prefix = "int8"
 
-    def _norms_before(self, sites: Sequence[Site]) -> dict[str, ir.Node]:
-        """The normalisations that take a gain themselves, so that no Mul is needed, by the activation they make."""
-        readers: dict[str, list[Linear]] = {}
-        for site in sites:
-            if isinstance(site, Linear) and (site.activation.name or "") in self.choices.gains:
-                readers.setdefault(site.activation.name or "", []).append(site)
-        found = {name: norm_before(listed) for name, listed in readers.items()}
-        return {name: node for name, node in found.items() if node is not None}
+    def __init__(self, editor: GraphEditor, choices: Choices, sites: Sequence[Site]) -> None:
+        super().__init__(editor, choices.codes, choices.gains, sites)
+        self.choices = choices
+        self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
 
     def write(self, site: Site) -> None:
         """Put int8 nodes in the place of ``site``; its own nodes stay behind, dead."""
         if isinstance(site, Table):
-            self._replace(site.node.outputs[0], self._rows(site))
+            self._replace(site.node.outputs[0], self._int8_rows(site))
         elif site.packed_attention:
             self._replace(site.node.outputs[0], self._attention(site))
         elif (site.activation.name or "") in self.choices.ranges:
@@ -64,43 +55,7 @@ class Int8Writer:
         else:
             self._replace(site.result, self._dynamic(site))
 
-    def _replace(self, old: ir.Value, new: ir.Value) -> None:
-        """``new`` takes over ``old``'s readers, and its name."""
-        if old.type is not None:
-            new.type, new.shape = old.type, old.shape
-        output = old.is_graph_output()
-        self.editor.replace_uses(old, new)
-        if not output:
-            name = old.name
-            old.name = self.editor.fresh_name(f"{name}_float")
-            new.name = name
-
-    def _add(self, op: str, inputs: Sequence[ir.Value | None], site: Site, **attributes: object) -> ir.Value:
-        """One node before the site's. Its value has a short name: a thousand long ones would be felt in the file."""
-        (out,) = self.editor.insert_node(
-            op, inputs, before=site.node, attributes=attributes, outputs=["int8"], name=f"{site.name}/{op}"
-        )
-        return out
-
     # -- weights --------------------------------------------------------------------------------------------------
-    def _initializer(self, key: tuple[object, ...], hint: str, array: np.ndarray) -> ir.Value:
-        if key not in self._weights:
-            self._weights[key] = self.editor.add_initializer(hint, array)
-        return self._weights[key]
-
-    def _codes(self, site: Site, *, transpose: bool = False) -> ir.Value:
-        """The codes as stored, or the other way round where no table reads them as well."""
-        codes, name = self.choices.codes[site.name], site.weight.name
-        array = codes.codes.T if transpose else codes.codes
-        return self._initializer(("codes", id(codes), transpose), f"{name}_int8", array)
-
-    def _scale(self, site: Site, factor: float = 1.0, *, column: bool = False) -> ir.Value:
-        codes, name = self.choices.codes[site.name], site.weight.name
-        scale = (codes.scale * np.float32(factor)).astype(np.float32)
-        if column:
-            scale = np.broadcast_to(scale, (len(codes.codes),)).reshape(-1, 1)
-        return self._initializer(("scale", id(codes), factor, column), f"{name}_scale", scale)
-
     def _matrix(self, site: Linear) -> ir.Value:
         """The codes as [K, N]."""
         if not site.transposed:
@@ -114,32 +69,6 @@ class Int8Writer:
         return self._weights[key]
 
     # -- linear sites ---------------------------------------------------------------------------------------------
-    def _input(self, site: Linear) -> ir.Value:
-        """The activation, with its gains applied."""
-        x = site.node.inputs[0]  # not ``site.activation``: the site before may have been replaced already
-        assert x is not None
-        gain = self.choices.gains.get(site.activation.name or "")
-        if gain is None:
-            return x
-        key = ("gain", id(x), id(site.node.graph))
-        if key not in self._activations:
-            norm = self._norms.get(site.activation.name or "")
-            if norm is not None:
-                self._scale_norm(norm, gain)
-                self._activations[key] = [x]
-                return x
-            stored = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float16))
-            factor = self._add("Cast", [stored], site, to=FLOAT)
-            self._activations[key] = [self._add("Mul", [x, factor], site)]
-        return self._activations[key][0]
-
-    def _scale_norm(self, norm: ir.Node, gain: np.ndarray) -> None:
-        """Let a normalisation put out ``gain`` times as much."""
-        for index, value in enumerate(norm.inputs[1:3], start=1):
-            if value is not None and value.const_value is not None:
-                array = value.const_value.numpy() * gain
-                self.editor.set_initializer(value, array.astype(np.float32), uses=[(norm, index)])
-
     def _quantized(self, site: Linear) -> list[ir.Value]:
         """Codes, scale and zero point of the activation, one node for all its readers in a graph."""
         x = self._input(site)
@@ -161,17 +90,6 @@ class Int8Writer:
         both = self._add("Mul", [scale, self._scale(site, site.alpha)], site)
         result = self._add("Mul", [product, both], site)
         return self._biased(site, result)
-
-    def _biased(self, site: Linear, result: ir.Value) -> ir.Value:
-        """``Add(result, bias)``, in this order and of this type whatever it was before: only so it is fused."""
-        if site.bias is None:
-            return result
-        added = site.bias.value if site.bias.node is not None else site.node.inputs[2]
-        assert added is not None
-        if site.bias.scale != 1.0 and added.const_value is not None:
-            array = added.const_value.numpy() * np.float32(site.bias.scale)
-            added = self.editor.add_initializer(f"{added.name}_scaled", array)
-        return self._add("Add", [result, added], site)
 
     def _static(self, site: Linear) -> ir.Value:
         x = self._input(site)
@@ -236,12 +154,3 @@ class Int8Writer:
             name=f"{site.name}/QAttention",
         )
         return out
-
-    # -- tables ---------------------------------------------------------------------------------------------------
-    def _rows(self, site: Table) -> ir.Value:
-        """Codes and scales of the same rows, read by the same op."""
-        op, where = site.node.op_type, list(site.node.inputs[1:])
-        codes = self._add(op, [self._codes(site), *where], site)
-        numbers = self._add("Cast", [codes], site, to=FLOAT)
-        scale = self._add(op, [self._scale(site, column=True), *where], site)
-        return self._add("Mul", [numbers, scale], site)
