@@ -24,9 +24,8 @@ from graphopt.analysis.axes import Group
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import GraphoptError
-from graphopt.model import clone_model, open_model
+from graphopt.model import clone_model, model_sizes, open_model
 from graphopt.passes.cleanup import Cleanup
-from graphopt.pipeline.facts import parameter_count
 from graphopt.runtime import Session, symbolic_dims, synthetic_feed
 from graphopt.runtime.dims import dim_role
 from graphopt.runtime.inputs import input_facts
@@ -132,7 +131,7 @@ def pruned(path: Path, before: tuple[Group, ...]) -> tuple[str, str, float]:
         gone = sum(g.role == role for g in before) - sum(g.role == role for g in after)
         left |= {f"{role}.single{number}": 1 for number in range(gone)}
     total = sum(group.parameters for group in before)
-    removed = step.parameters_before - parameter_count(result.model)
+    removed = step.parameters_before - model_sizes(result.model).parameters
     return _total(said), _total(left), removed / total
 
 

@@ -38,8 +38,7 @@ from benchmarks.groups import cleaned
 from graphopt.analysis.axes import AxisAnalysis, Group
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model
-from graphopt.pipeline.facts import parameter_count
+from graphopt.model import clone_model, model_sizes
 from graphopt.runtime import Session, symbolic_dims, synthetic_feed
 from graphopt.runtime.latency import time_models
 from graphopt.slicing import mask_units, slice_units
@@ -194,7 +193,7 @@ def measure(path: Path) -> Row:
     row["status"] = str(step.status)
     if not step.status.kept:
         return {**row, "removed": f"{step.status}: {step.reason}", "gone": 0.0, "latency": None}
-    row["gone"] = 1 - parameter_count(result.model) / step.parameters_before
+    row["gone"] = 1 - model_sizes(result.model).parameters / step.parameters_before
     row["removed"] = f"{row['gone']:.1%} of the parameters in {len(step.changes)} places"
     sessions = {"original": Session(path, threads=1), "pruned": Session(result.model, threads=1)}
     fed = {f"shape {number}": feed for number, feed in enumerate(feeds(model))}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline.recipe import Recipe as Recipe
     from graphopt.pipeline.recipe_file import load_recipe as load_recipe
     from graphopt.pipeline.result import Result as Result
+    from graphopt.pipeline.sensitivity import sensitivity as sensitivity
 
 _WHERE = {
     "GraphoptError": "graphopt.errors",
@@ -44,6 +45,7 @@ _WHERE = {
     "open_model": "graphopt.model",
     "optimize": "graphopt.pipeline.optimize",
     "save_model": "graphopt.model",
+    "sensitivity": "graphopt.pipeline.sensitivity",
     "to_torch": "graphopt.autograd.convert",
     "write_back": "graphopt.autograd.writeback",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -104,8 +105,21 @@ class Moments:
         return self._inverse
 
 
+class Reader(Protocol):
+    """What reads an activation by its channels: a contraction, a norm."""
+
+    @property
+    def source(self) -> Source:
+        """The activation's name and the axis of its channels."""
+        ...
+
+    def channels(self, x: np.ndarray, batch: int, /) -> np.ndarray:
+        """Rows ``[..., K]`` of the activation."""
+        ...
+
+
 def collect_moments(
-    model: ir.Model, ctx: PassContext, readers: Iterable[Lowering | Normaliser], *, split: str = "calibration"
+    model: ir.Model, ctx: PassContext, readers: Iterable[Reader], *, split: str = "calibration"
 ) -> dict[Source, Moments]:
     """Moments of what contractions and norms read, by channel.
 
@@ -136,10 +150,11 @@ class Curve:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Evidence:
-    """What criteria may look at: moments of what contractions read, and gradients [N, units] of gates, by group."""
+    """What criteria may look at: moments of what contractions read, and by group what gates on its units showed."""
 
     moments: Mapping[Source, Moments] = field(default_factory=dict)
-    gradients: Mapping[str, np.ndarray] = field(default_factory=dict)
+    gradients: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [N, units], sample by sample
+    open_shares: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [units], of gates trained against a price
 
 
 Criterion = Callable[[Group, Evidence], Curve]
@@ -249,6 +264,14 @@ def taylor(group: Group, evidence: Evidence) -> Curve:
     return _additive(scores / max(float(np.linalg.norm(scores)), 1e-30))
 
 
+def l0(group: Group, evidence: Evidence) -> Curve:
+    """How surely a unit's gate stays open when open ones have a price.
+
+    Louizos, Welling and Kingma, 2018 (arXiv:1712.01312); Voita et al., 2019 (arXiv:1905.09418) for heads.
+    """
+    return _additive(evidence.open_shares[group.name].astype(np.float64))
+
+
 class _Elimination:
     """A group's rows of one consumer under successive removal: inverse covariance ``H[K, K]``, refitted ``W[K, N]``.
 
@@ -302,5 +325,7 @@ CRITERIA: dict[str, Criterion] = {
     "reconstruction": reconstruction,
     "fisher": fisher,
     "taylor": taylor,
+    "l0": l0,
 }
 GRADIENTS = frozenset({"fisher", "taylor"})  #: criteria that look at gradients
+GATES = frozenset({"l0"})  #: criteria that look at trained gates

@@ -159,6 +159,10 @@ class PassContext(Protocol):
         """The graph that ONNX Runtime makes of ``model`` on loading it here, fused; for reading its nodes only."""
         ...
 
+    def operators(self, model: ir.Model) -> dict[str, int]:
+        """How many nodes of each op type ONNX Runtime really runs, after its own optimisation, on one input."""
+        ...
+
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         ...
@@ -195,6 +199,7 @@ class Pass(ABC, Generic[ConfigT]):
     order: ClassVar[Order]
     needs: ClassVar[frozenset[Need]] = frozenset()
     idempotent: ClassVar[bool] = True  #: a second run changes nothing
+    retypes: ClassVar[bool] = False  #: inputs and outputs may come out as floats of another width
     strength: ClassVar[str | None] = None
     weakest: ClassVar[float] = 0.0
     Config: ClassVar[type[PassConfig]] = PassConfig

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import all_graphs, model_bytes
+from graphopt.model import all_graphs, model_bytes, uncollected
 from graphopt.passes.cleaning.batch_norm import fold_batch_norms
 from graphopt.passes.cleaning.dead import drop_dead_code, drop_unused_opsets
 from graphopt.passes.cleaning.fold import fold_constants
@@ -57,8 +57,9 @@ class Cleanup(Pass[CleanupConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Clean a clone; the plan carries it."""
-        cleaning = _Cleaning(view.clone(), self.config)
-        cleaning.run()
+        with uncollected():
+            cleaning = _Cleaning(view.clone(), self.config)
+            cleaning.run()
         changes = tuple(cleaning.changes())
         if not changes:
             return Plan(notes=("nothing to clean",))

@@ -11,6 +11,7 @@ from pydantic import Field
 from graphopt.analysis.blocks import Layer
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.errors import UsageError
 from graphopt.model import clone_model, model_bytes
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
@@ -57,7 +58,7 @@ class DropLayers(Pass[DropLayersConfig]):
         if self.config.layers is not None:
             unknown = [name for name in self.config.layers if name not in named]
             if unknown:
-                raise ValueError(f"no layer {unknown[0]!r} that can be dropped; there are: {', '.join(named)}")
+                raise UsageError(f"no layer {unknown[0]!r} that can be dropped; there are: {', '.join(named)}")
             chosen = list(self.config.layers)
         else:
             wanted, most = round(self.config.ratio * len(named)), sum(len(stack) - 1 for stack in stacks)

@@ -32,6 +32,8 @@ class HealConfig(PassConfig):
     """Share of the plain squared error on logits; the rest is distillation."""
     relational: float = Field(default=1.0, ge=0)
     """Weight of the similarities between the samples of a batch, on embeddings."""
+    hint: float = Field(default=1.0, ge=0)
+    """Weight of what goes into each layer that both models have, on the way to the outputs."""
     outputs: dict[str, Literal["logits", "embedding", "numbers"]] = Field(default_factory=dict)
     """What an output is, by name, where its name and shape do not tell: decides its loss."""
     embeddings: bool = False
@@ -43,7 +45,9 @@ class HealConfig(PassConfig):
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; "auto" is where the models run. On CUDA products are computed in bfloat16."""
+    """Where to train; "auto" is where the models run."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of a training step's products; the weights and the held-out loss stay float32. "auto": bfloat16 where fast."""
     checkpoint: str | None = None
     """File for the state of the training, written every half minute and on Ctrl-C."""
     resume: bool = False
@@ -80,18 +84,24 @@ class Heal(Pass[HealConfig]):
             why = "needs inputs to learn from: give --data" if ctx.can_run else "cannot run the original here"
             return Plan(declined=(Declined("model", why),))
         from graphopt.heal.healing import heal
+        from graphopt.heal.taps import Kind
 
         student = view.clone()
-        healed = heal(student, ctx, self._lecture(ctx))
+        lecture = self._lecture(ctx)
+        healed = heal(student, ctx, lecture)
         course, notes = healed.course, []
         if healed.cut:
             notes.append(f"learned from the first {healed.samples} samples: more do not fit in memory")
-        resolved = {"budget": f"{course.steps}steps", "checkpoint": None, "resume": False}
+        precision = "bfloat16" if lecture.settings.bfloat16 else "float32"
+        resolved = {"budget": f"{course.steps}steps", "checkpoint": None, "resume": False, "precision": precision}
         if not healed.changed:
             reason = f"{course.steps} steps on {healed.samples} samples did not get it nearer to the original"
             return Plan((), (Declined("model", reason),), tuple(notes), resolved=resolved)
         notes.append(f"best of {course.steps} steps: {course.best}; learned from {healed.samples} samples")
-        kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps)
+        kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps if tap.kind is not Kind.HINT)
+        hints = sum(tap.kind is Kind.HINT for tap in healed.taps)
+        if hints:
+            notes.append(f"{hints} hints: inputs of layers that the original has too")
         change = Change(
             f"{len(healed.changed)} weights, by {kinds}",
             f"held-out loss {course.before:.4f}",
@@ -100,7 +110,7 @@ class Heal(Pass[HealConfig]):
         return Plan((change,), notes=tuple(notes), resolved=resolved, rewritten=student)
 
     def _lecture(self, ctx: PassContext) -> Lecture:
-        from graphopt.heal.healing import Lecture
+        from graphopt.heal.healing import Lecture, fast_bfloat16
         from graphopt.heal.taps import Kind
         from graphopt.heal.trainer import Settings
 
@@ -115,12 +125,14 @@ class Heal(Pass[HealConfig]):
             patience=config.patience,
             seed=ctx.seed,
             device=device,
+            bfloat16=fast_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16",
         )
         return Lecture(
             settings,
             temperature=config.temperature,
             alpha=config.alpha,
             relational=config.relational,
+            hint=config.hint,
             outputs={name: Kind(kind) for name, kind in config.outputs.items()},
             tables=config.embeddings,
             samples=config.samples,

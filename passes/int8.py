@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.errors import ModelError
-from graphopt.model import clone_model, upgrade_opset
+from graphopt.model import clone_model
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
 from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
+from graphopt.quantization.opset import raised_to
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.rescaling import rescale, rescalings
-from graphopt.quantization.selection import excluded, readers_by_activation, select
+from graphopt.quantization.selection import Patterns, excluded, readers_by_activation, select
 from graphopt.quantization.sites import Site, Table
 from graphopt.quantization.statistics import collect_channels
-from graphopt.quantization.weights import LEVELS, REDUCED, Codes, saturates
+from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes, saturates
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
@@ -59,21 +58,11 @@ class Int8Config(PassConfig):
     standard: bool = False
     """Write a static MatMul with a bias in standard operators, too: for other runtimes, some 5 % slower on a CPU."""
 
-    exclude: list[str] = Field(default_factory=list)
+    exclude: Patterns = Field(default_factory=list)
     """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
 
     exclude_ops: list[str] = Field(default_factory=list)
     """Op types to leave alone, e.g. Gemm or Gather."""
-
-    @field_validator("exclude")
-    @classmethod
-    def _expressions_compile(cls, patterns: list[str]) -> list[str]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        return patterns
 
 
 class Int8(Pass[Int8Config]):
@@ -101,7 +90,7 @@ class Int8(Pass[Int8Config]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Pick the sites, the codes of their weights and, with data, gains, ranges and the sites that stay float."""
-        model, raised = _raised(view.model)
+        model, raised = raised_to(view.model, _STATIC_OPSET)
         found, declined = find_sites(model)
         sites, left = select(found, self._verdict(model))
         if sites and self.config.balance and ctx.has_data and ctx.can_run:
@@ -123,7 +112,7 @@ class Int8(Pass[Int8Config]):
                 balance=self.config.balance,
                 calibration=self.config.calibration,
                 max_error=self.config.max_error,
-                levels=REDUCED if reduced else LEVELS,
+                grid=REDUCED_GRID if reduced else INT8_GRID,
                 correct_bias=self.config.correct_bias,
                 standard=self.config.standard,
             )
@@ -185,17 +174,6 @@ class Int8(Pass[Int8Config]):
         weakened = drafts["static"].max_error < drafts["dynamic"].max_error
         chosen = "static" if ratio < _FASTER and not weakened else "dynamic"
         return drafts[chosen], [f"auto: {chosen}; static takes {ratio:.2f} x the time of dynamic here"]
-
-
-def _raised(model: ir.Model) -> tuple[ir.Model, list[str]]:
-    """The model at the oldest opset that has every operator of this pass, and what is to be said about that."""
-    before = model.graph.opset_imports.get("", 1)
-    if before >= _STATIC_OPSET:
-        return model, []
-    try:
-        return upgrade_opset(model, _STATIC_OPSET), [f"raised from opset {before} to {_STATIC_OPSET}"]
-    except ModelError as error:
-        return model, [str(error)]
 
 
 class _Verdict:

@@ -10,7 +10,7 @@ from pydantic import Field
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import GraphoptError
-from graphopt.passes.pruning.search import Decision, Search, bytes_saved, carry_out
+from graphopt.passes.pruning.search import FURTHEST, Decision, Search, bytes_saved, carry_out
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 Role = Literal["heads", "neurons", "channels", "units", "experts", "hidden"]
@@ -23,8 +23,8 @@ class PruneConfig(PassConfig):
     """Kinds of units; "hidden" (the width that norms average over, which changes the averages) only where named."""
     ratio: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.25
     """Fraction of the prunable parameters to remove; "auto" goes as far as the guard allows."""
-    criterion: Literal["auto", "magnitude", "activation", "reconstruction", "fisher", "taylor"] = "auto"
-    """How units are ranked; "auto" is reconstruction with data, magnitude without. fisher and taylor need torch."""
+    criterion: Literal["auto", "magnitude", "activation", "reconstruction", "fisher", "taylor", "l0"] = "auto"
+    """How units are ranked; "auto" is reconstruction with data, magnitude without. The last three need torch."""
     round_to: int | None = Field(default=None, ge=1)
     """Surviving units are a multiple of this; default 1 for heads, else 16 (a vector) or a quarter of few units."""
     refit: bool = True
@@ -77,7 +77,14 @@ class Prune(Pass[PruneConfig]):
         notes: list[str] = []
         config = self.config
         search = Search(
-            view, ctx, groups, notes, criterion=config.criterion, round_to=config.round_to, refit=config.refit
+            view,
+            ctx,
+            groups,
+            notes,
+            criterion=config.criterion,
+            round_to=config.round_to,
+            refit=config.refit,
+            removed=config.ratio if isinstance(config.ratio, float) else FURTHEST,
         )
         if config.counts is not None:
             counts, decision = config.counts, search.repeat(config.counts)

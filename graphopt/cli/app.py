@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import bench, compare, export, heal, inspect, optimize, passes
+from graphopt.cli import bench, compare, export, heal, inspect, optimize, passes, sensitivity
 
 app = typer.Typer(
     name="graphopt",
@@ -41,6 +41,7 @@ app.command("heal", epilog=heal.EXAMPLE)(heal.heal)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("bench", epilog=bench.EXAMPLE)(bench.bench)
+app.command("sensitivity", epilog=sensitivity.EXAMPLE)(sensitivity.sensitivity)
 app.command("passes", epilog=passes.EXAMPLE)(passes.passes)
 app.command("schema", epilog=passes.SCHEMA_EXAMPLE)(passes.schema)
 app.add_typer(export.app, name="export")

@@ -38,7 +38,7 @@ def gate_gradients(
     require_torch()
     import torch
 
-    places = _places(model, groups)
+    places = places_of(model, groups)
     if not places:
         return {}
     module = to_torch(model)
@@ -50,7 +50,7 @@ def gate_gradients(
         first = next(iter(feed.values()))
         rows = first.shape[0] if first.ndim else 1
         gates = {name: torch.ones(rows, size, requires_grad=True) for name, size in sizes.items()}
-        outputs = module(feed, list(dict.fromkeys(tap.student for tap in taps)), _replacements(places, gates))
+        outputs = module(feed, list(dict.fromkeys(tap.student for tap in taps)), replacements(places, gates))
         for draw in range(DRAWS):
             loss = torch.stack([_drawn(tap, outputs[tap.student], chance) for tap in taps]).sum()
             grads = torch.autograd.grad(loss, list(gates.values()), retain_graph=draw < DRAWS - 1, allow_unused=True)
@@ -61,7 +61,7 @@ def gate_gradients(
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where gates of a group stand: an axis of an activation, with the unit of each place or -1."""
 
     group: Group
@@ -69,20 +69,21 @@ class _Place:
     units: np.ndarray
 
 
-def _places(model: ir.Model, groups: Sequence[Group]) -> dict[str, list[_Place]]:
-    places: dict[str, dict[tuple[str, int], _Place]] = {}
+def places_of(model: ir.Model, groups: Sequence[Group]) -> dict[str, list[Place]]:
+    """Where gates stand, by the value that they multiply: what a plain weight of the main graph reads."""
+    places: dict[str, dict[tuple[str, int], Place]] = {}
     for group in groups:
         for consumer in consumers(group):
             name, axis = consumer.lowering.source
             if consumer.node.graph is model.graph:
-                places.setdefault(name, {})[group.name, axis] = _Place(group, axis, consumer.units)
+                places.setdefault(name, {})[group.name, axis] = Place(group, axis, consumer.units)
     return {name: list(found.values()) for name, found in places.items()}
 
 
-def _replacements(
-    places: Mapping[str, Sequence[_Place]], gates: Mapping[str, Tensor]
-) -> dict[str, Callable[[Any], Any]]:
-    def gated(here: Sequence[_Place]) -> Callable[[Any], Any]:
+def replacements(places: Mapping[str, Sequence[Place]], gates: Mapping[str, Tensor]) -> dict[str, Callable[[Any], Any]]:
+    """What to put for each value at a place: the value times its gates [1 or N, units], by group."""
+
+    def gated(here: Sequence[Place]) -> Callable[[Any], Any]:
         def apply(value: Tensor) -> Tensor:
             for place in here:
                 value = value * _mask(gates[place.group.name], place, value)
@@ -93,7 +94,7 @@ def _replacements(
     return {name: gated(here) for name, here in places.items()}
 
 
-def _mask(gates: Tensor, place: _Place, value: Tensor) -> Tensor:
+def _mask(gates: Tensor, place: Place, value: Tensor) -> Tensor:
     """The gates along the place's axis, 1 for what belongs to nobody, each sample its own where axis 0 is samples."""
     import torch
 

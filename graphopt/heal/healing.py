@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -14,15 +14,17 @@ import onnx_ir as ir
 from graphopt.autograd import to_torch, write_back
 from graphopt.autograd.requirement import require_torch
 from graphopt.errors import PassError
-from graphopt.heal.lessons import gather
-from graphopt.heal.taps import Kind, Tap, output_taps, teacher_names
+from graphopt.heal.lessons import Arrays, Lesson, gather
+from graphopt.heal.taps import Kind, Tap, output_taps, teacher_names, trunk_taps
 from graphopt.model import digest
 from graphopt.runtime.inputs import Kind as InputKind
 from graphopt.runtime.inputs import input_facts
+from graphopt.runtime.provider import cpu_flags
 from graphopt.transform import PassContext
 
 if TYPE_CHECKING:
     from graphopt.autograd import OnnxModule
+    from graphopt.heal.objective import Objective
     from graphopt.heal.trainer import Course, Settings
 
 KEPT_BYTES = 2 << 30  #: of inputs and teacher's answers held in memory
@@ -41,6 +43,7 @@ class Lecture:
     temperature: float = 2.0
     alpha: float = 0.0
     relational: float = 1.0
+    hint: float = 1.0
     outputs: Mapping[str, Kind] = field(default_factory=dict)
     tables: bool = False
     samples: int | None = None
@@ -69,17 +72,20 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     operator that cannot be trained through; MissingDependencyError without torch.
     """
     require_torch()
-    from graphopt.heal.objective import Objective
+    from graphopt.heal.objective import Objective, Parts
     from graphopt.heal.trainer import Trainer
 
     taps = output_taps(ctx.original, model, dict(lecture.outputs))
+    hints = trunk_taps(ctx.original, model) if lecture.hint else []
     module = to_torch(model, trainable=trained(model, tables=lecture.tables))
     if not module.weights():
         raise PassError("the model has no float weight that could be trained; heal goes before int8")
     check_parity(module, model, ctx)
-    lessons, cut = gather(_answers(ctx, taps, "calibration", lecture.samples), KEPT_BYTES)
+    lessons, cut = gather(_answers(ctx, [*taps, *hints], "calibration", lecture.samples), KEPT_BYTES)
     held, _ = gather(_answers(ctx, taps, "selection", HELD_OUT), KEPT_BYTES)
-    objective = Objective(taps, lecture.temperature, lecture.alpha, lecture.relational, mask_input(model))
+    parts = Parts(lecture.temperature, lecture.alpha, lecture.relational, lecture.hint)
+    objective = Objective([*taps, *hints], parts, mask_input(model))
+    _fit(objective, module, lessons[0])
     trainer = Trainer(module, lessons, held, objective, lecture.settings)
     known = lecture.settings.budget.steps
     with ctx.progress("heal", known or 0) as bar:
@@ -98,11 +104,25 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     changed = write_back(module, model) if course.best else []
     if changed:
         check_parity(module, model, ctx)
-    return Healed(course, changed, taps, sum(lesson.rows for lesson in lessons), cut)
+    return Healed(course, changed, objective.taps, sum(lesson.rows for lesson in lessons), cut)
 
 
-def _answers(ctx: PassContext, taps: Sequence[Tap], split: str, limit: int | None) -> Any:
-    return ctx.examples(ctx.original, teacher_names(taps), split=split, limit=limit)
+def _answers(
+    ctx: PassContext, taps: Sequence[Tap], split: str, limit: int | None
+) -> Iterator[tuple[Arrays, dict[str, np.ndarray]]]:
+    """Inputs and what the teacher makes of them; hints in half precision, for they are many and need not be met."""
+    hints = {tap.teacher for tap in taps if tap.kind is Kind.HINT}
+    for feed, answers in ctx.examples(ctx.original, teacher_names(taps), split=split, limit=limit):
+        yield feed, {name: a.astype(np.float16) if name in hints else a for name, a in answers.items()}
+
+
+def _fit(objective: Objective, module: OnnxModule, lesson: Lesson) -> None:
+    """Let the objective learn the widths of student and teacher from one lesson."""
+    import torch
+
+    with torch.no_grad():
+        found = module(dict(lesson.inputs), list(dict.fromkeys(tap.student for tap in objective.taps)))
+    objective.fit(found, {name: torch.from_numpy(array) for name, array in lesson.targets.items()})
 
 
 def trained(model: ir.Model, *, tables: bool) -> Callable[[ir.Value], bool]:
@@ -122,6 +142,11 @@ def trained(model: ir.Model, *, tables: bool) -> Callable[[ir.Value], bool]:
 
 def _is_table(value: ir.Value) -> bool:
     return any(use.node.op_type == "Gather" and use.idx == 0 and not use.node.domain for use in value.uses())
+
+
+def fast_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 are faster there than in float32."""
+    return device.startswith("cuda") or bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
 
 
 def mask_input(model: ir.Model) -> str | None:
@@ -153,5 +178,5 @@ def check_parity(module: OnnxModule, model: ir.Model, ctx: PassContext) -> None:
 def _fingerprint(model: ir.Model, ctx: PassContext, lecture: Lecture, lessons: int) -> str:
     """Equal for trainings that go through the same steps."""
     what = (digest(model), digest(ctx.original), repr(lecture.settings), lecture.temperature, lecture.alpha)
-    more = (lecture.relational, sorted(lecture.outputs.items()), lecture.tables, lessons, ctx.seed)
+    more = (lecture.relational, lecture.hint, sorted(lecture.outputs.items()), lecture.tables, lessons, ctx.seed)
     return hashlib.sha256(repr((what, more)).encode()).hexdigest()

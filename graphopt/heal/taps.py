@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from graphopt.analysis.blocks import Layer
+from graphopt.analysis.view import GraphView
 from graphopt.errors import PassError
 from graphopt.runtime.metrics import looks_like_logits
 
@@ -21,6 +23,7 @@ class Kind(enum.StrEnum):
     LOGITS = "logits"
     EMBEDDING = "embedding"
     NUMBERS = "numbers"
+    HINT = "hint"  #: on the way, not an output
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,23 @@ def output_taps(teacher: ir.Model, student: ir.Model, kinds: dict[str, Kind] | N
     if not taps:
         raise PassError("no output of the model is float, so there is nothing to learn from")
     return taps
+
+
+def trunk_taps(teacher: ir.Model, student: ir.Model) -> list[Tap]:
+    """What goes into each layer that both models have (by the name of what comes out), first layers of trunks apart.
+
+    Where layers were dropped, the one behind the gap is to be given what all of them together made. Romero et al., 2015
+    (arXiv:1412.6550) call these hints; TinyBERT (arXiv:1909.10351) has one for each of its layers.
+    """
+    known, mine = (_layers_by_output(model) for model in (teacher, student))
+    pairs = {(known[name].input.name or "", layer.input.name or "") for name, layer in mine.items() if name in known}
+    return [Tap(after, before, after, Kind.HINT) for before, after in sorted(pairs)]
+
+
+def _layers_by_output(model: ir.Model) -> dict[str, Layer]:
+    """The layers of the main graph behind the first of their trunk."""
+    trunks = [trunk for trunk in GraphView(model).structure.trunks if trunk.graph is model.graph and not trunk.nested]
+    return {layer.output.name or "": layer for trunk in trunks for layer in trunk.layers[1:]}
 
 
 def _logits(output: ir.Value) -> str | None:

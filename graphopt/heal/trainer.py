@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from graphopt.heal import checkpoint
 from graphopt.heal.budget import Budget, learning_rate
 from graphopt.heal.lessons import Lesson, curriculum
 from graphopt.heal.objective import Objective
+from graphopt.heal.taps import Tap
 from graphopt.model.interrupts import InterruptGate
 
 _TIMED_STEPS = 6  #: steps run, and taken back, to learn how long one takes
 _EVALUATIONS = 20  #: of the held-out loss over a whole training
 
 Weights = dict[str, Tensor]
+Values = dict[str, Tensor]
 Report = Callable[[int, int, float, float], None]  #: step, total, loss, held-out loss
 
 
@@ -41,6 +43,7 @@ class Settings:
     patience: int | None = None  #: evaluations without improvement after which training ends
     seed: int = 0
     device: str = "cpu"
+    bfloat16: bool = False  #: products of a training step are computed in it; the weights stay float32
 
 
 @dataclass
@@ -72,12 +75,15 @@ class Trainer:
         settings: Settings,
     ) -> None:
         self.module = module.to(settings.device)
-        self.lessons, self.held, self.objective, self.settings = lessons, held, objective, settings
+        self.lessons, self.held, self.settings = lessons, held, settings
+        self.objective = objective.to(settings.device)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters.update((f"objective.{name}", p) for name, p in objective.named_parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self._autocast = torch.autocast("cuda", torch.bfloat16) if settings.device.startswith("cuda") else None
+        kind = settings.device.partition(":")[0]
+        self._autocast = torch.autocast(kind, torch.bfloat16, enabled=settings.bfloat16)
 
     # -- the whole training ---------------------------------------------------------------------------------------
     def run(
@@ -166,32 +172,36 @@ class Trainer:
         rows = sum(lesson.rows for lesson in batch)
         mean = 0.0
         for lesson in batch:
-            loss = self._loss(lesson) * (lesson.rows / rows)
+            with self._autocast:
+                found = self._found(lesson, self.objective.taps)
+            loss = self._loss(lesson, found) * (lesson.rows / rows)
             loss.backward()  # type: ignore[no-untyped-call]
             mean += float(loss.detach())
         nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
         return mean
 
-    def _loss(self, lesson: Lesson) -> Tensor:
-        inputs = {name: self._tensor(array) for name, array in lesson.inputs.items()}
-        wanted = {name: self._tensor(array) for name, array in lesson.targets.items()}
-        if self._autocast is None:
-            found = self.module(inputs, self.objective.values)
-        else:
-            with self._autocast:
-                found = self.module(inputs, self.objective.values)
-        return self.objective(found, wanted, inputs)
+    def _found(self, lesson: Lesson, taps: Sequence[Tap]) -> Values:
+        names = list(dict.fromkeys(tap.student for tap in taps))
+        found: Values = self.module(self._tensors(lesson.inputs), names)
+        return found
+
+    def _loss(self, lesson: Lesson, found: Values) -> Tensor:
+        loss: Tensor = self.objective(found, self._tensors(lesson.targets), self._tensors(lesson.inputs))
+        return loss
+
+    def _tensors(self, arrays: Mapping[str, np.ndarray]) -> Values:
+        return {name: self._tensor(array) for name, array in arrays.items()}
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.settings.device)
 
     def evaluate(self) -> float:
-        """The loss on the held-out lessons, the mean over their samples."""
+        """The loss of the outputs alone on the held-out lessons, in full precision; the mean over their samples."""
         total = 0.0
         with torch.no_grad():
             for lesson in self.held:
-                total += float(self._loss(lesson)) * lesson.rows
+                total += float(self._loss(lesson, self._found(lesson, self.objective.outputs))) * lesson.rows
         return total / sum(lesson.rows for lesson in self.held)
 
     def _evaluated(self, average: Weights | None) -> float:

@@ -16,6 +16,7 @@ from graphopt.model.saving import SOURCE_KEY
 from graphopt.model.tensors import all_tensors, string_data, tensor_identity
 
 _PREFIX = "graphopt."
+_DESCRIPTION = 16  #: elements; integer tensors up to this describe shapes
 _EXPORTER_PREFIX, _EXPORTER_SCOPE = "pkg.", "namespace"  #: keys that torch.onnx and onnxscript write
 
 
@@ -84,12 +85,34 @@ def _describe(value: ir.Value) -> ValueInfo:
     return ValueInfo(value.name or "", value.type.dtype.name if plain and value.type else str(value.type), dims)
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How big a model is, all scopes together; a shared tensor counts once."""
+
+    bytes: int  #: of all weights: initializers and tensors in attributes
+    parameters: int  #: elements of the weights, without strings and the few integers that only describe shapes
+    nodes: int
+
+
+def model_sizes(model: ir.Model) -> Sizes:
+    """Count weights and nodes."""
+    held: dict[tuple[object, ...], tuple[int, int]] = {}
+    for tensor in all_tensors(model):
+        held[tensor_identity(tensor)] = stored_bytes(tensor), 0 if _describes(tensor) else tensor.size
+    nodes = sum(map(len, all_graphs(model)))
+    return Sizes(sum(size for size, _ in held.values()), sum(count for _, count in held.values()), nodes)
+
+
+def _describes(tensor: ir.TensorProtocol) -> bool:
+    kind = tensor.dtype
+    if kind is ir.DataType.STRING:
+        return True
+    return kind in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL) and tensor.size <= _DESCRIPTION
+
+
 def model_bytes(model: ir.Model) -> int:
     """Bytes of all weights (initializers and tensors in attributes, all scopes); a shared tensor counts once."""
-    sizes: dict[tuple[object, ...], int] = {}
-    for tensor in all_tensors(model):
-        sizes[tensor_identity(tensor)] = stored_bytes(tensor)
-    return sum(sizes.values())
+    return sum({tensor_identity(tensor): stored_bytes(tensor) for tensor in all_tensors(model)}.values())
 
 
 def stored_bytes(tensor: ir.TensorProtocol) -> int:

@@ -39,7 +39,8 @@ def open_model(path: Path | str) -> ir.Model:
     """
     file = Path(path)
     try:
-        return _open(file)
+        with uncollected():
+            return _open(file)
     except DefectError as defect:
         raise ModelError(f"{file}: {defect}") from defect
     except OSError as error:
@@ -65,8 +66,7 @@ def _open(file: Path) -> ir.Model:
     proto = upgraded(proto)
     concealed = conceal(proto)
     try:
-        with uncollected():
-            model = ir.from_proto(proto)
+        model = ir.from_proto(proto)
         reveal(model, concealed)
         _inline(model)
     except (

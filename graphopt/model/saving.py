@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -201,23 +202,24 @@ def _write(layout: _Layout, files: list[Path], progress: ProgressCallback | None
     """Write both files and read them back. Raises OSError when that fails, or when something else comes back."""
     meter = _Meter(sum(t.nbytes for t in all_tensors(layout.model) if _streams(t)), progress)
     if layout.slots:
-        with _created(files[1]) as out:
+        with open(files[1], "xb") as out:
             for offset, tensor in layout.slots.values():
                 out.write(b"\0" * (offset - out.tell()))
                 _copy(tensor, out, meter)
-        read_back_data(files[1], list(layout.slots.values()))
+            _settle(out, lambda: read_back_data(files[1], list(layout.slots.values())))
     message, streamed = _message(layout)
-    with _created(files[0]) as out:
+    with open(files[0], "xb") as out:
         _write_protobuf(layout.target, message, streamed, out, meter)
-    read_back(files[0], message, streamed)
+        _settle(out, lambda: read_back(files[0], message, streamed))
 
 
-@contextlib.contextmanager
-def _created(path: Path) -> Iterator[BinaryIO]:
-    with open(path, "xb") as out:
-        yield out
-        out.flush()
-        os.fsync(out.fileno())
+def _settle(out: BinaryIO, check: Callable[[], None]) -> None:
+    """Have what was written put on the disk, and checked meanwhile."""
+    out.flush()
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(os.fsync, out.fileno())
+        check()
+        synced.result()
 
 
 def _copy(tensor: ir.TensorProtocol, out: BinaryIO, meter: _Meter) -> None:

@@ -199,9 +199,10 @@ def byte_count(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
 
 def attribute_tensors(attr: ir.Attr) -> list[ir.TensorProtocol]:
     """The tensors an attribute holds itself; those inside its graphs are not among them."""
-    if attr.type is ir.AttributeType.TENSOR and not attr.is_ref():
+    kind = attr.type
+    if kind is ir.AttributeType.TENSOR and not attr.is_ref():
         return [attr.as_tensor()]
-    if attr.type is ir.AttributeType.TENSORS and not attr.is_ref():
+    if kind is ir.AttributeType.TENSORS and not attr.is_ref():
         return list(attr.as_tensors())
     return []
 

@@ -64,7 +64,7 @@ def attempt(transform: AnyPass, model: ir.Model, before: str, interface: Signatu
         return Edited(model, plan, before)
     assert edited is not None
     try:
-        check_structure(edited, interface)
+        check_structure(edited, interface, retyped=transform.retypes)
     except ModelError as error:
         raise RejectedError(Cause.INVALID, str(error), plan=plan) from error
     if after == before:

@@ -9,8 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 import graphopt
-from graphopt.model import all_tensors, digest, model_bytes, walk_nodes
-from graphopt.model.tensors import tensor_identity
+from graphopt.model import Sizes, all_tensors, digest, model_sizes
 from graphopt.pipeline.result import Environment, ModelFacts
 from graphopt.runtime.provider import cpu_flags, cpu_name
 
@@ -19,28 +18,24 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-silicon")
 
 
-def parameter_count(model: ir.Model) -> int:
-    """Elements of all weights; a shared tensor counts once, integers that only describe shapes do not."""
-    sizes: dict[tuple[object, ...], int] = {}
-    for tensor in all_tensors(model):
-        describes = tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL) and tensor.size <= 16
-        if tensor.dtype is not ir.DataType.STRING and not describes:
-            sizes[tensor_identity(tensor)] = tensor.size
-    return sum(sizes.values())
-
-
 def model_facts(
-    model: ir.Model, path: Path | None = None, files: list[Path] | None = None, *, known: str | None = None
+    model: ir.Model,
+    path: Path | None = None,
+    files: list[Path] | None = None,
+    *,
+    known: str | None = None,
+    sizes: Sizes | None = None,
 ) -> ModelFacts:
     """Digest (``known``, when it has been taken) and sizes of ``model``; ``files`` are those it is stored in."""
+    sizes = sizes or model_sizes(model)
     present = [file for file in files or () if file.is_file()]
     return ModelFacts(
         path=None if path is None else str(path),
         digest=known or digest(model),
         file_bytes=sum(file.stat().st_size for file in present) if present else None,
-        weight_bytes=model_bytes(model),
-        parameters=parameter_count(model),
-        nodes=sum(1 for _ in walk_nodes(model)),
+        weight_bytes=sizes.bytes,
+        parameters=sizes.parameters,
+        nodes=sizes.nodes,
     )
 
 

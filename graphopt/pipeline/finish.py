@@ -30,7 +30,7 @@ def finish(
     _describe_inputs(report, setup)
     state.runs.close()
     if target is None:
-        report.output = model_facts(signed, known=state.digest)
+        report.output = model_facts(signed, known=state.digest, sizes=state.sizes)
         _measure(report, ModelRuns(signed, setup.inputs, setup.bench.original.sessions), state, setup, talk)
         _check_targets(report, recipe.targets)
     else:
@@ -47,7 +47,7 @@ def _write(
     talk.step(f"writing {target}" + (" and running it" if setup.bench.validate else ""))
     with staged(target) as draft:
         files = save_model(report.model, draft)
-        report.output = model_facts(report.model, None, files, known=state.digest)
+        report.output = model_facts(report.model, None, files, known=state.digest, sizes=state.sizes)
         _measure(
             report, ModelRuns(draft, setup.inputs, setup.bench.original.sessions, label=str(target)), state, setup, talk
         )

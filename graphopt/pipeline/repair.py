@@ -7,9 +7,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.model import model_bytes
+from graphopt.model import model_sizes
 from graphopt.pipeline.attempt import Edited, RejectedError, attempt
-from graphopt.pipeline.facts import parameter_count
 from graphopt.pipeline.inputs import Inputs
 from graphopt.pipeline.job import CLEANUP, BuiltStep, Setup
 from graphopt.pipeline.result import PassResult, Site, Status
@@ -79,7 +78,8 @@ def _adopt(setup: Setup, step: BuiltStep, repaired: Edited, bench: Bench, inputs
     assert step.transform is not None
     bench.interface = setup.bench.interface
     setup.bench, setup.inputs = bench, inputs
-    setup.state = State(repaired.model, repaired.digest, bench.original)
+    sizes = model_sizes(repaired.model)
+    setup.state = State(repaired.model, repaired.digest, bench.original, sizes)
     setup.notes.append(
         f"the input {what}; cleanup repaired it, and the repaired model is the reference for all figures"
     )
@@ -94,8 +94,8 @@ def _adopt(setup: Setup, step: BuiltStep, repaired: Edited, bench: Bench, inputs
             changes=[Site(site=c.site, before=c.before, after=c.after, saves=c.saves) for c in repaired.plan.changes],
             notes=[*repaired.plan.notes, "repaired: the model now runs"],
             bytes_before=setup.input.weight_bytes,
-            bytes_after=model_bytes(repaired.model),
+            bytes_after=sizes.bytes,
             parameters_before=setup.input.parameters,
-            parameters_after=parameter_count(repaired.model),
+            parameters_after=sizes.parameters,
         )
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
-from graphopt.model import signature
+from graphopt.model import model_sizes, signature
 from graphopt.pipeline.context import PipelineContext
 from graphopt.pipeline.facts import model_facts, stored_files
 from graphopt.pipeline.guard import Guard
@@ -70,7 +70,8 @@ def set_up(
     wanted = metric or (load_metric(recipe.guard.metric) if recipe.guard.metric else None)
     sessions = Sessions(recipe.provider, recipe.threads)
     label = str(source) if source is not None else f"model {model.graph.name!r}"
-    facts = model_facts(model, source, stored_files(model, source) if source is not None else None)
+    sizes = model_sizes(model)
+    facts = model_facts(model, source, stored_files(model, source) if source is not None else None, sizes=sizes)
 
     def assemble(reference: ir.Model) -> tuple[Bench, Inputs]:
         runs_inputs = Inputs(
@@ -115,7 +116,7 @@ def set_up(
 
     bench, inputs = assemble(model)
     before = facts.digest
-    state = State(model, before, bench.original)
+    state = State(model, before, bench.original, sizes)
     setup = Setup(state, bench, facts, target, inputs, before)
     if inputs.dataset.note:
         setup.notes.append(inputs.dataset.note) if not inputs.synthetic else None
@@ -138,8 +139,9 @@ def begin_with(setup: Setup, model: ir.Model, source: Path | None) -> None:
     fault = interface_fault(setup.bench.interface, signature(model))
     if fault:
         raise UsageError(f"{source or 'the model'} is not made from the original: {fault}")
-    facts = model_facts(model, source, stored_files(model, source) if source is not None else None)
-    setup.state = State(model, facts.digest, setup.bench.runs(model), loosest=Fidelity.LOSSY)
+    sizes = model_sizes(model)
+    facts = model_facts(model, source, stored_files(model, source) if source is not None else None, sizes=sizes)
+    setup.state = State(model, facts.digest, setup.bench.runs(model), sizes, loosest=Fidelity.LOSSY)
     setup.input, setup.digest, setup.done = facts, facts.digest, []
 
 

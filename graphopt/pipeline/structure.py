@@ -14,24 +14,28 @@ from graphopt.model import Signature, SparseTensor, operator_fault, signature, t
 if TYPE_CHECKING:
     import onnx
 
+_FLOATS = {"FLOAT", "FLOAT16", "BFLOAT16"}
 _KEEP_BYTES = 1024  # smaller constants stay in the checked proto: shapes and axes matter to the checker
 
 
-def check_structure(model: ir.Model, expected: Signature) -> None:
+def check_structure(model: ir.Model, expected: Signature, *, retyped: bool = False) -> None:
     """Raise ModelError with the first fault found: changed interface, dangling value, wrong order, broken ONNX rule."""
-    fault = interface_fault(expected, signature(model)) or scope_fault(model) or checker_fault(model)
+    fault = interface_fault(expected, signature(model), retyped=retyped) or scope_fault(model) or checker_fault(model)
     if fault:
         raise ModelError(fault)
 
 
-def interface_fault(before: Signature, after: Signature) -> str:
-    """Empty when both have the same inputs and outputs (names, order, types, dims)."""
+def interface_fault(before: Signature, after: Signature, *, retyped: bool = False) -> str:
+    """Empty when both have the same inputs and outputs (names, order, types, dims).
+
+    ``retyped``: floats of 16 and 32 bits count as one type.
+    """
     for kind in ("inputs", "outputs"):
         old, new = getattr(before, kind), getattr(after, kind)
         if [v.name for v in old] != [v.name for v in new]:
             return f"graph {kind} changed from {[v.name for v in old]} to {[v.name for v in new]}"
         for a, b in zip(old, new, strict=True):
-            if a.dtype != b.dtype:
+            if a.dtype != b.dtype and not (retyped and {a.dtype, b.dtype} <= _FLOATS):
                 return f"graph {kind[:-1]} {a.name!r} changed type from {a.dtype} to {b.dtype}"
             if a.dims != b.dims:
                 return f"graph {kind[:-1]} {a.name!r} changed dims from {_dims(a.dims)} to {_dims(b.dims)}"

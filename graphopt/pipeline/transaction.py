@@ -9,9 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
-from graphopt.model import Signature, SpillFolder, model_bytes
+from graphopt.model import Signature, Sizes, SpillFolder, model_sizes, signature
 from graphopt.pipeline.attempt import Edited, RejectedError, attempt, failure, pin
-from graphopt.pipeline.facts import parameter_count
 from graphopt.pipeline.guard import Guard, Verdict
 from graphopt.pipeline.registry import AnyPass
 from graphopt.pipeline.result import Cause, PassResult, Refusal, Site, Status, Try
@@ -31,6 +30,7 @@ class State:
     model: ir.Model
     digest: str
     runs: ModelRuns
+    sizes: Sizes
     loosest: Fidelity = Fidelity.EXACT
 
 
@@ -72,7 +72,7 @@ def looser(a: Fidelity, b: Fidelity) -> Fidelity:
 def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult, State]:
     """Run one pass; returns what happened and the state after it, which is the state before it when nothing stays."""
     started = time.perf_counter()
-    size, count = model_bytes(state.model), parameter_count(state.model)
+    size, count = state.sizes.bytes, state.sizes.parameters
     result = PassResult(
         name=transform.name,
         status=Status.UNCHANGED,
@@ -99,10 +99,8 @@ def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult
         result.seconds = time.perf_counter() - started
         return result, state
     result.fidelity = accepted.verdict.fidelity
-    result.bytes_after, result.parameters_after = (
-        model_bytes(accepted.edited.model),
-        parameter_count(accepted.edited.model),
-    )
+    sizes = model_sizes(accepted.edited.model)
+    result.bytes_after, result.parameters_after = sizes.bytes, sizes.parameters
     try:
         _time(transform, state, bench, accepted, result)
     except RejectedError as rejected:
@@ -115,11 +113,13 @@ def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult
         result.status = Status.BACKED_OFF if result.tries else Status.APPLIED
     result.seconds = time.perf_counter() - started
     promise = looser(state.loosest, transform.fidelity)
-    return result, State(accepted.edited.model, accepted.edited.digest, accepted.runs, promise)
+    if transform.retypes:
+        bench.interface = signature(accepted.edited.model)  # which every later pass has to keep
+    return result, State(accepted.edited.model, accepted.edited.digest, accepted.runs, sizes, promise)
 
 
 def _try(transform: AnyPass, state: State, bench: Bench) -> Accepted:
-    bench.original.sessions.make_room(model_bytes(state.model))  # a pass may run the model to learn its shapes
+    bench.original.sessions.make_room(state.sizes.bytes)  # a pass may run the model to learn its shapes
     edited = attempt(transform, state.model, state.digest, bench.interface, bench.context)
     if not edited.plan.empty:
         _spill(edited.model, bench)

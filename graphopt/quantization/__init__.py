@@ -1,1 +1,1 @@
-"""Int8: which places of a graph can be quantized, the codes of their weights, and the nodes that replace them."""
+"""Quantization: which places of a graph can take it, the codes of their weights, the nodes that replace them."""

@@ -8,17 +8,35 @@ the gain touches the loud channels only, and its size is the one with the least 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+import onnx_ir as ir
 
-from graphopt.quantization.sites import Linear
+from graphopt.quantization.sites import Linear, Site
 from graphopt.quantization.statistics import ChannelStatistics
 from graphopt.quantization.weights import LEVELS, site_matrix
 
+_NORMS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 FREE = 0.9  #: a gain that costs no node is taken when the error falls to this share
 _LOUDEST = 0.1  #: share of channels that may get a gain
 _STEPS = 12
+
+
+def norm_before(readers: Sequence[Linear]) -> ir.Node | None:
+    """The normalisation whose own scale can take the gain: nothing but ``readers`` reads what it puts out."""
+    value = readers[0].activation
+    node = value.producer()
+    if node is None or node.op_type not in _NORMS or value is not node.outputs[0] or value.is_graph_output():
+        return None
+    known = {id(site.node) for site in readers}
+    if any(id(use.node) not in known for use in value.uses()) or any(o.uses() for o in node.outputs[1:]):
+        return None
+    parameters = [v for v in node.inputs[1:3] if v is not None]
+    width = [1] if not parameters else list(parameters[0].shape.numpy()) if parameters[0].shape is not None else []
+    fixed = all(v.is_initializer() and v.const_value is not None and not v.is_graph_input() for v in parameters)
+    return node if parameters and fixed and len(width) == 1 else None
 
 
 def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthwhile: float) -> np.ndarray | None:
@@ -44,10 +62,13 @@ def choose_gain(statistics: ChannelStatistics, readers: Sequence[Linear], worthw
     return _gain(largest, float(bounds[best]))
 
 
+def held_gain(exact: np.ndarray) -> np.ndarray:
+    """Gains in numbers that float16 holds, which is how the file stores them."""
+    return np.asarray(np.clip(exact, 2.0**-14, 2.0**15).astype(np.float16).astype(np.float32))
+
+
 def _gain(largest: np.ndarray, bound: float) -> np.ndarray:
-    """In numbers that float16 holds, which is how the file stores them."""
-    exact = bound / np.maximum(largest, bound)
-    return np.asarray(np.maximum(exact, 2.0**-14).astype(np.float16).astype(np.float32))
+    return held_gain(bound / np.maximum(largest, bound))
 
 
 class _Side:
@@ -71,20 +92,31 @@ class _Side:
         return activation + weight
 
 
+Statistics = TypeVar("Statistics")
+
+
 def gains_for(
-    statistics: Mapping[str, ChannelStatistics], readers: Mapping[str, Sequence[Linear]], worthwhile: float
+    statistics: Mapping[str, Statistics],
+    readers: Mapping[str, Sequence[Linear]],
+    sites: Iterable[Site],
+    worthwhile: float,
+    choose: Callable[[Statistics, Sequence[Linear], float], np.ndarray | None],
 ) -> dict[str, np.ndarray]:
-    """Gains by activation. Weights that serve several activations have one set of codes, so they get none."""
-    homes: dict[int, set[str]] = {}
-    for name, sites in readers.items():
-        for site in sites:
-            homes.setdefault(id(site.weight), set()).add(name)
+    """Gains by activation, as ``choose`` has them for what must come of one that costs a Mul, or nothing.
+
+    Weights that serve several of ``sites``' activations, observed or not, have one set of codes, so they get none.
+    """
+    homes: dict[int, set[int]] = {}
+    for site in sites:
+        if isinstance(site, Linear):
+            homes.setdefault(id(site.weight), set()).add(id(site.activation))
     found: dict[str, np.ndarray] = {}
     for name, known in statistics.items():
-        sites = readers[name]
-        if any(len(homes[id(site.weight)]) > 1 for site in sites):
+        mine = readers[name]
+        if any(len(homes[id(site.weight)]) > 1 for site in mine):
             continue
-        gain = choose_gain(known, sites, worthwhile)
+        free = norm_before(mine) is not None
+        gain = choose(known, mine, FREE if free else worthwhile)
         if gain is not None:
             found[name] = gain
     return found

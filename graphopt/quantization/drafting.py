@@ -12,16 +12,18 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.model import clone_model
-from graphopt.quantization.balance import gains_for
+from graphopt.quantization.balance import choose_gain, gains_for
 from graphopt.quantization.correction import mean_shifts
 from graphopt.quantization.errors import measure_errors
 from graphopt.quantization.finding import find_sites
+from graphopt.quantization.grids import Grid
+from graphopt.quantization.limiting import within
 from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.regions import find_regions
 from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight
 from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
-from graphopt.quantization.weights import LEVELS, Codes, quantize, read_matrix, site_matrix
+from graphopt.quantization.weights import INT8_GRID, Codes, quantize, read_matrix, site_matrix
 from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
 from graphopt.transform import Declined, PassContext
 
@@ -53,13 +55,13 @@ class Drafter:
         balance: float = 0.0,
         calibration: RangeMethod = RangeMethod.MSE,
         max_error: float = 1.0,
-        levels: int = LEVELS,
+        grid: Grid = INT8_GRID,
         correct_bias: bool = True,
         standard: bool = False,
     ) -> None:
         self.model, self.ctx, self.sites = model, ctx, sites
         self.per_channel, self.calibration, self.max_error = per_channel, calibration, max_error
-        self.levels, self.correct_bias = levels, correct_bias
+        self.grid, self.correct_bias = grid, correct_bias
         self.contrib = ctx.provider == "cpu" and not standard
         self.measurable = ctx.has_data and ctx.can_run
         self.readers = readers_by_activation(sites, model)
@@ -72,7 +74,7 @@ class Drafter:
             }
             untied = {n: ls for n, ls in self.readers.items() if n not in held}
             statistics = collect_channels(model, ctx, untied)
-            self.gains = gains_for(statistics, untied, balance)
+            self.gains = gains_for(statistics, untied, sites, balance, choose_gain)
         self.codes = self._quantize()
 
     def _quantize(self) -> dict[str, Codes]:
@@ -85,9 +87,9 @@ class Drafter:
                 if gain is not None:
                     W = W / (gain[:, None] if axis == 1 else gain[None, :])
                 per_channel = self.per_channel or any(isinstance(s, Table) for s in listed)
-                levels = self.levels if any(isinstance(s, Linear) for s in listed) else LEVELS
+                grid = self.grid if any(isinstance(s, Linear) for s in listed) else INT8_GRID
                 try:
-                    codes = quantize(W, axis, per_channel=per_channel, levels=levels)
+                    codes = quantize(W, axis, per_channel=per_channel, grid=grid)
                 except ValueError as error:
                     self.broken.update({site.name: str(error) for site in listed})
                 else:
@@ -113,10 +115,9 @@ class Drafter:
             choices = replace(choices, shifts=mean_shifts(self.model, self.ctx, readers, choices))
         errors, shifts = measure_errors(self.model, self.ctx, readers, choices)
         choices = replace(choices, shifts=shifts)
-        draft = self._keep(mode, choices, errors, self.max_error)
-        if not draft.sites or self._accepts(draft):
-            return draft
-        return self._weaken(mode, choices, errors) or draft
+        return within(
+            self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
+        )
 
     def _ranges(self) -> dict[str, StaticRange]:
         """Of everything that may have to be quantized: what sites read, and what ``find_regions`` may close."""
@@ -143,27 +144,12 @@ class Drafter:
                 if (found[site.name].scale < least).any():
                     least = least if self.per_channel else least.max(keepdims=True)
                     found[site.name] = quantize(
-                        site_matrix(site).T, 0, per_channel=self.per_channel, least=least, levels=self.levels
+                        site_matrix(site).T, 0, per_channel=self.per_channel, least=least, grid=self.grid
                     )
         return found
 
     def _accepts(self, draft: Draft) -> bool:
         return self.ctx.acceptable(written(self.model, draft.choices))
-
-    def _weaken(self, mode: Mode, choices: Choices, errors: Mapping[str, float]) -> Draft | None:
-        """The draft with the highest error limit that the guard accepts, by bisection; None when it accepts none."""
-        limits = sorted({0.0, *(error for error in errors.values() if error <= self.max_error)})[:-1]
-        low, high, best = 0, len(limits), None
-        while low < high:
-            middle = (low + high) // 2
-            draft = self._keep(mode, choices, errors, limits[middle])
-            if draft.sites and self._accepts(draft):
-                best, low = draft, middle + 1
-            elif not draft.sites and best is None:
-                low = middle + 1
-            else:
-                high = middle
-        return best
 
     def _keep(self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float) -> Draft:
         """The draft in which sites with an error above ``limit`` stay float."""

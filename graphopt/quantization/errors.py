@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -44,26 +44,38 @@ def measure_errors(
 
     Also those of ``choices.shifts`` that lower the error when they are taken off; the others are taken off in no site.
     """
-    samples = {site.name: _Sample(site) for sites in readers.values() for site in sites}
-    for batch, (name, x) in enumerate(observe(model, ctx, widths_of(readers), split="selection", limit=_SAMPLES)):
-        wanted = [s for s in (samples[site.name] for site in readers[name]) if s.count < _ROWS]
-        if not wanted:
-            continue
-        coded = coded_activation(x, name, choices)
-        for sample in wanted:
-            sample.add(x, coded, batch)
+    samples = sample_sites(model, ctx, readers, lambda name, x: coded_activation(x, name, choices))
     errors: dict[str, float] = {}
     kept: dict[str, np.ndarray] = {}
     for name, sample in samples.items():
-        if not sample.count:
-            continue
         errors[name], shift = sample.error(choices.codes[name], choices.shifts.get(name))
         if shift is not None:
             kept[name] = shift
     return errors, kept
 
 
-class _Sample:
+def sample_sites(
+    model: ir.Model,
+    ctx: PassContext,
+    readers: Mapping[str, Sequence[Linear]],
+    coded: Callable[[str, np.ndarray], np.ndarray],
+) -> dict[str, Sample]:
+    """By site name: some of what it multiplies on the selection split, as it is and as ``coded(name, x)`` has it.
+
+    A site that never runs is left out.
+    """
+    samples = {site.name: Sample(site) for sites in readers.values() for site in sites}
+    for batch, (name, x) in enumerate(observe(model, ctx, widths_of(readers), split="selection", limit=_SAMPLES)):
+        wanted = [s for s in (samples[site.name] for site in readers[name]) if s.count < _ROWS]
+        if not wanted:
+            continue
+        rounded = coded(name, x)
+        for sample in wanted:
+            sample.add(x, rounded, batch)
+    return {name: sample for name, sample in samples.items() if sample.count}
+
+
+class Sample:
     """Rows ``[R, groups, K]`` that one site multiplies: as they are, and as codes represent them."""
 
     def __init__(self, site: Linear) -> None:
@@ -75,11 +87,11 @@ class _Sample:
         """Some rows of one batch."""
         exact, coded = site_rows(self.site, x, batch), site_rows(self.site, coded, batch)
         chosen = np.linspace(0, len(exact) - 1, min(_ROWS_PER_BATCH, len(exact))).astype(int)
-        self._exact.append(exact[chosen])
-        self._coded.append(coded[chosen])
+        self._exact.append(exact[chosen].astype(np.float32))
+        self._coded.append(coded[chosen].astype(np.float32))
         self.count += len(chosen)
 
-    def error(self, codes: Codes, shift: np.ndarray | None) -> tuple[float, np.ndarray | None]:
+    def error(self, codes: Codes, shift: np.ndarray | None = None) -> tuple[float, np.ndarray | None]:
         """The smaller error, with ``shift`` taken off or not, and the shift if it is with it."""
         exact, coded = np.concatenate(self._exact), np.concatenate(self._coded)
         dense = codes.dense()

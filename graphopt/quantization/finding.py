@@ -1,6 +1,9 @@
-"""Finds the places of a graph that int8 can take over, and says of every other weight why it stays float."""
+"""Finds the places of a graph whose weights can be quantized, and says of every other weight why it stays float."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -30,21 +33,56 @@ _QUANTIZED_OPS = frozenset(
         "QEmbedLayerNormalization",
     }
 )
-_FLOAT_ONLY = {
-    "ConvTranspose": "there is no int8 ConvTranspose in ONNX Runtime's CPU provider",
-    "GRU": "there is no int8 GRU in ONNX Runtime's CPU provider",
-    "RNN": "there is no int8 RNN in ONNX Runtime's CPU provider",
-    "Einsum": "ONNX Runtime has no int8 Einsum",
-    "EmbedLayerNormalization": "its tables are inside one contrib op; run fuse before, which takes it apart",
-}
+_EMBEDDING = "its tables are inside one contrib op; run fuse before, which takes it apart"
 
 
-def find_sites(model: ir.Model) -> tuple[list[Site], list[Declined]]:
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What one pass can quantize: float types of weights, and why the weights of some operators stay float."""
+
+    form: str  #: what an operator without a reason of its own lacks: "int8 form"
+    dtypes: frozenset[ir.DataType]
+    reasons: Mapping[str, str]
+
+    @property
+    def types(self) -> str:
+        """``float32``; ``float16 and float32``."""
+        return " and ".join(sorted(_type_name(dtype) for dtype in self.dtypes))
+
+
+INT8 = Scope(
+    "int8 form",
+    frozenset({ir.DataType.FLOAT}),
+    {
+        "ConvTranspose": "there is no int8 ConvTranspose in ONNX Runtime's CPU provider",
+        "GRU": "there is no int8 GRU in ONNX Runtime's CPU provider",
+        "RNN": "there is no int8 RNN in ONNX Runtime's CPU provider",
+        "Einsum": "ONNX Runtime has no int8 Einsum",
+        "EmbedLayerNormalization": _EMBEDDING,
+    },
+)
+_EVERY_RUN = "ONNX Runtime multiplies by blocked weights in MatMul and Gemm only; here every run would unpack them"
+WEIGHT_ONLY = Scope(
+    "product with blocked weights",
+    frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),
+    {
+        "Conv": _EVERY_RUN,
+        "ConvTranspose": _EVERY_RUN,
+        "LSTM": _EVERY_RUN,
+        "GRU": _EVERY_RUN,
+        "RNN": _EVERY_RUN,
+        "Einsum": _EVERY_RUN,
+        "EmbedLayerNormalization": _EMBEDDING,
+    },
+)
+
+
+def find_sites(model: ir.Model, scope: Scope = INT8) -> tuple[list[Site], list[Declined]]:
     """All sites of the main graph and of every nested body, in graph order, and what else holds weights."""
     sites: list[Site] = []
     declined: list[Declined] = []
     for node in walk_nodes(model):
-        found = _examine(node)
+        found = _examine(node, scope)
         if isinstance(found, str):
             declined.append(Declined(node.name or node.op_type, found))
         elif found is not None:
@@ -52,29 +90,29 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Declined]]:
     return sites, declined
 
 
-def _examine(node: ir.Node) -> Site | list[Linear] | str | None:
+def _examine(node: ir.Node, scope: Scope) -> Site | list[Linear] | str | None:
     """The site that ``node`` is, or its two; or why it is none although it holds weights; or None: nothing to say."""
     kind = (node.domain, node.op_type)
     if node.op_type in _QUANTIZED_OPS:
         return "already quantized"
     if kind in (("", "MatMul"), (MICROSOFT, "FusedMatMul")):
-        return _matmul(node)
+        return _matmul(node, scope)
     if kind == ("", "Gemm"):
-        return _gemm(node)
+        return _gemm(node, scope)
     if kind in (("", "Gather"), ("", "Slice")):
-        return _table(node)
+        return _table(node, scope)
     if kind == (MICROSOFT, "Attention"):
-        return _attention(node)
-    if kind == ("", "Conv"):
-        return _conv(node)
-    if kind == ("", "LSTM"):
-        return _lstm(node)
+        return _attention(node, scope)
+    if kind == ("", "Conv") and "Conv" not in scope.reasons:
+        return _conv(node, scope)
+    if kind == ("", "LSTM") and "LSTM" not in scope.reasons:
+        return _lstm(node, scope)
     large = [v for v in node.inputs if v is not None and _is_large_float(v)]
     if not large:
         return None
     if node.domain not in ("", MICROSOFT):
         return f"weights of the custom op {node.domain}.{node.op_type} are left alone"
-    return _FLOAT_ONLY.get(node.op_type, f"{node.op_type} has no int8 form")
+    return scope.reasons.get(node.op_type, f"{node.op_type} has no {scope.form}")
 
 
 def _is_large_float(value: ir.Value) -> bool:
@@ -88,7 +126,7 @@ def _is_large_float(value: ir.Value) -> bool:
     )
 
 
-def _weight(value: ir.Value, *, axes: int = 2) -> tuple[ir.Value, bool] | str | None:
+def _weight(value: ir.Value, scope: Scope, *, axes: int = 2) -> tuple[ir.Value, bool] | str | None:
     """The initializer behind an operand, and whether it comes through a transposition; or why it cannot be used."""
     producer = value.producer()
     transposed = False
@@ -106,9 +144,9 @@ def _weight(value: ir.Value, *, axes: int = 2) -> tuple[ir.Value, bool] | str | 
         return None
     if value.is_graph_input():
         return "the weight is a graph input, which the caller may override"
-    if tensor.dtype is not ir.DataType.FLOAT:
+    if tensor.dtype not in scope.dtypes:
         if tensor.dtype.is_floating_point():
-            return f"the weight is {tensor.dtype.name.lower()}; only float32 weights are quantized"
+            return f"the weight is {_type_name(tensor.dtype)}; only {scope.types} weights are quantized"
         return None
     if axes > 2:
         return (value, False) if len(tensor.shape) >= axes and not transposed else None
@@ -121,19 +159,19 @@ def _weight(value: ir.Value, *, axes: int = 2) -> tuple[ir.Value, bool] | str | 
     return value, transposed
 
 
-def _matmul(node: ir.Node) -> Linear | str | None:
+def _matmul(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand)
+    found = _weight(operand, scope)
     if found is None:
         left = activation.const_value is not None and activation.is_initializer() and _is_large_float(activation)
-        return "the weight is the left operand; ONNX Runtime's int8 kernels want it on the right" if left else None
+        return "the weight is the left operand; ONNX Runtime's quantized kernels want it on the right" if left else None
     if isinstance(found, str):
         return found
     flags = _integers(node, "transA", "transB", "transBatchA", "transBatchB")
     if flags["transA"] or flags["transBatchA"] or flags["transBatchB"]:
-        return "it transposes its activation, which no int8 kernel does"
+        return "it transposes its activation, which no quantized kernel does"
     value, transposed = found
     return Linear(
         node,
@@ -145,16 +183,16 @@ def _matmul(node: ir.Node) -> Linear | str | None:
     )
 
 
-def _gemm(node: ir.Node) -> Linear | str | None:
+def _gemm(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand)
+    found = _weight(operand, scope)
     if found is None or isinstance(found, str):
         return found
     flags = _integers(node, "transA", "transB")
     if flags["transA"]:
-        return "it transposes its activation, which no int8 kernel does"
+        return "it transposes its activation, which no quantized kernel does"
     value, transposed = found
     added = node.inputs[2] if len(node.inputs) > 2 else None
     bias: Bias | None
@@ -168,11 +206,11 @@ def _gemm(node: ir.Node) -> Linear | str | None:
     return Linear(node, activation, value, transposed ^ bool(flags["transB"]), _float(node, "alpha"), bias)
 
 
-def _conv(node: ir.Node) -> Linear | str | None:
+def _conv(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand, axes=3)  # however small: codes then need not become floats between convolutions
+    found = _weight(operand, scope, axes=3)  # however small: codes then need not become floats between convolutions
     if found is None or isinstance(found, str):
         return found
     added = node.inputs[2] if len(node.inputs) > 2 else None
@@ -181,7 +219,7 @@ def _conv(node: ir.Node) -> Linear | str | None:
     return Linear(node, activation, found[0], transposed=True, bias=Bias(added, None) if added is not None else None)
 
 
-def _lstm(node: ir.Node) -> list[Linear] | str | None:
+def _lstm(node: ir.Node, scope: Scope) -> list[Linear] | str | None:
     """Its two products: of the inputs with W, and of the states with R."""
     activation, states = node.inputs[0], node.outputs[0]
     if activation is None or node.inputs[1] is None or node.inputs[2] is None:
@@ -190,7 +228,7 @@ def _lstm(node: ir.Node) -> list[Linear] | str | None:
         return "layout=1; DynamicQuantizeLSTM knows no batch axis in front"
     products = []
     for operand, multiplied in ((node.inputs[1], activation), (node.inputs[2], states)):
-        found = _weight(operand, axes=3)
+        found = _weight(operand, scope, axes=3)
         if found is None or isinstance(found, str):
             return found
         if found[0].const_value is not None and found[0].const_value.size < SMALLEST:
@@ -199,11 +237,11 @@ def _lstm(node: ir.Node) -> list[Linear] | str | None:
     return products
 
 
-def _attention(node: ir.Node) -> Linear | str | None:
+def _attention(node: ir.Node, scope: Scope) -> Linear | str | None:
     activation, operand = node.inputs[0], node.inputs[1]
     if activation is None or operand is None:
         return None
-    found = _weight(operand)
+    found = _weight(operand, scope)
     if found is None or isinstance(found, str):
         return found
     if found[1]:
@@ -217,7 +255,7 @@ def _attention(node: ir.Node) -> Linear | str | None:
     return Linear(node, activation, found[0])
 
 
-def _table(node: ir.Node) -> Table | str | None:
+def _table(node: ir.Node, scope: Scope) -> Table | str | None:
     table = node.inputs[0]
     tensor = table.const_value if table is not None else None
     if table is None or tensor is None or not table.is_initializer() or not tensor.dtype.is_floating_point():
@@ -227,7 +265,7 @@ def _table(node: ir.Node) -> Table | str | None:
         return None
     if len(shape) != 2:
         return f"the table has {len(shape)} axes; only rows of a matrix are quantized"
-    found = _weight(table)
+    found = _weight(table, scope)
     if found is None or isinstance(found, str):
         return found
     if not _by_rows(node):
@@ -268,6 +306,10 @@ def _bias_after(node: ir.Node) -> Bias | None:
     return Bias(added, reader)
 
 
+def _type_name(dtype: ir.DataType) -> str:
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
+
+
 def _integers(node: ir.Node, *names: str) -> dict[str, int]:
     return {name: node.attributes[name].as_int() if name in node.attributes else 0 for name in names}
 
@@ -282,6 +324,6 @@ def float_products(model: ir.Model) -> int:
     for node in walk_nodes(model):
         if node.domain == "" and node.op_type in ("MatMul", "Attention"):
             count += all(v is not None and v.const_value is None for v in node.inputs[:2]) and not isinstance(
-                _examine(node), Linear
+                _examine(node, INT8), Linear
             )
     return count

@@ -5,12 +5,25 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated
 
 import onnx_ir as ir
+from pydantic import AfterValidator
 
 from graphopt.quantization.sites import Linear, Site, Table
 from graphopt.transform import Declined
 
+
+def _compiling(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    return patterns
+
+
+Patterns = Annotated[list[str], AfterValidator(_compiling)]  #: names, or regular expressions that match a whole name
 Verdict = Callable[[Site], str | None]  #: why a site stays float; None: it may go
 
 

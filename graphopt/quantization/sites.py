@@ -1,10 +1,11 @@
-"""The places of a graph that int8 takes over: what they multiply or read."""
+"""The places of a graph whose weights can be quantized: what they multiply or read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.lowering import attribute
@@ -42,6 +43,21 @@ class Linear:
         if not self.recurrent:
             return name
         return f"{name}/{'R' if self.activation is self.node.outputs[0] else 'W'}"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type that the weight and everything computed from it has."""
+        return _dtype(self.weight)
+
+    @property
+    def source(self) -> tuple[str, int]:
+        """What moments of a product's activation are kept by."""
+        return self.activation.name or "", -1
+
+    def channels(self, x: np.ndarray, batch: int) -> np.ndarray:
+        """Rows ``[..., K]`` of a product's activation."""
+        del batch
+        return x
 
     @property
     def result(self) -> ir.Value:
@@ -103,8 +119,18 @@ class Table:
         return self.node.name or ""
 
     @property
+    def dtype(self) -> ir.DataType:
+        """The type of the rows."""
+        return _dtype(self.weight)
+
+    @property
     def scale_axis(self) -> int:
         return 0
+
+
+def _dtype(weight: ir.Value) -> ir.DataType:
+    assert weight.const_value is not None
+    return weight.const_value.dtype
 
 
 Site = Linear | Table

@@ -1,4 +1,4 @@
-"""The nodes that take the place of quantized sites, in standard ops that ONNX Runtime fuses when it loads the file."""
+"""The nodes that take the place of int8 sites, in standard ops that ONNX Runtime fuses when it loads the file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.quantization.rows import RowWriter
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
 from graphopt.quantization.weights import Codes
 
@@ -62,17 +63,16 @@ def _read_by(dequantized: ir.Value) -> Sequence[ir.Value | None]:
     return node.inputs
 
 
-class Int8Writer:
+class Int8Writer(RowWriter):
     """Rewrites sites of one model; weights, quantized activations and transpositions are made once and shared."""
 
+    prefix = "int8"
+
     def __init__(self, editor: GraphEditor, choices: Choices, sites: Sequence[Site]) -> None:
-        self.editor, self.choices = editor, choices
+        super().__init__(editor, choices.codes, choices.gains, sites)
+        self.choices = choices
         self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
-        self._weights: dict[tuple[object, ...], ir.Value] = {}
-        self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
         self._recurrent: dict[int, Linear] = {}  # LSTM nodes of which one site has been seen, by id
-        products = [site for site in sites if isinstance(site, Linear) and not site.recurrent]
-        self._names = {id(site.node): site.activation.name or "" for site in products}
         for node in list(editor.graph) if choices.closed else ():
             for value in node.outputs:
                 if (chosen := choices.closed.get(value.name or "")) is not None:
@@ -81,7 +81,7 @@ class Int8Writer:
     def write(self, site: Site) -> None:
         """Put int8 nodes in the place of ``site``; its own nodes stay behind, dead."""
         if isinstance(site, Table):
-            self._replace(site.node.outputs[0], self._rows(site))
+            self._replace(site.node.outputs[0], self._int8_rows(site))
         elif site.packed_attention:
             self._replace(site.node.outputs[0], self._attention(site))
         elif site.recurrent:
@@ -91,45 +91,7 @@ class Int8Writer:
         else:
             self._replace(site.result, self._dynamic(site))
 
-    def _replace(self, old: ir.Value, new: ir.Value) -> None:
-        """``new`` takes over ``old``'s readers, and its name."""
-        if old.type is not None:
-            new.type, new.shape = old.type, old.shape
-        output = old.is_graph_output()
-        self.editor.replace_uses(old, new)
-        if not output:
-            name = old.name
-            old.name = self.editor.fresh_name(f"{name}_float")
-            new.name = name
-
-    def _add(self, op: str, inputs: Sequence[ir.Value | None], site: Site, **attributes: object) -> ir.Value:
-        """One node before the site's. Its value has a short name: a thousand long ones would be felt in the file."""
-        (out,) = self.editor.insert_node(
-            op, inputs, before=site.node, attributes=attributes, outputs=["int8"], name=f"{site.name}/{op}"
-        )
-        return out
-
     # -- weights --------------------------------------------------------------------------------------------------
-    def _initializer(self, key: tuple[object, ...], hint: str, array: np.ndarray) -> ir.Value:
-        if key not in self._weights:
-            self._weights[key] = self.editor.add_initializer(hint, array)
-        return self._weights[key]
-
-    def _codes(self, site: Site, *, transpose: bool = False) -> ir.Value:
-        """The codes as stored, or the other way round where no table reads them as well."""
-        codes, name = self.choices.codes[site.name], site.weight.name
-        array = codes.codes.T if transpose else codes.codes
-        if isinstance(site, Linear) and site.convolves and site.weight.shape is not None:
-            array = array.reshape(site.weight.shape.numpy())
-        return self._initializer(("codes", id(codes), transpose), f"{name}_int8", array)
-
-    def _scale(self, site: Site, factor: float = 1.0, *, column: bool = False) -> ir.Value:
-        codes, name = self.choices.codes[site.name], site.weight.name
-        scale = (codes.scale * np.float32(factor)).astype(np.float32)
-        if column:
-            scale = np.broadcast_to(scale, (len(codes.codes),)).reshape(-1, 1)
-        return self._initializer(("scale", id(codes), factor, column), f"{name}_scale", scale)
-
     def _matrix(self, site: Linear) -> ir.Value:
         """The codes as [K, N]."""
         if not site.transposed:
@@ -143,21 +105,6 @@ class Int8Writer:
         return self._weights[key]
 
     # -- linear sites ---------------------------------------------------------------------------------------------
-    def _input(self, site: Linear) -> ir.Value:
-        """The activation, with its gains applied."""
-        x = site.node.inputs[0]  # not ``site.activation``: the site before may have been replaced already
-        assert x is not None
-        name = self._names[id(site.node)]
-        gain = self.choices.gains.get(name)
-        if gain is None:
-            return x
-        key = ("gain", id(x), id(site.node.graph))
-        if key not in self._activations:
-            stored = self.editor.add_initializer(f"{x.name}_gain", gain.astype(np.float16))
-            factor = self._add("Cast", [stored], site, to=FLOAT)
-            self._activations[key] = [self._add("Mul", [x, factor], site)]
-        return self._activations[key][0]
-
     def _quantized(self, site: Linear) -> list[ir.Value]:
         """Codes, scale and zero point of the activation, one node for all its readers in a graph."""
         x = self._input(site)
@@ -180,12 +127,6 @@ class Int8Writer:
         result = self._add("Mul", [product, both], site)
         return self._biased(site, result)
 
-    def _biased(self, site: Linear, result: ir.Value) -> ir.Value:
-        """``Add(result, bias)``, in this order and of this type whatever it was before: only so it is fused."""
-        if site.bias is None:
-            return result
-        return self._add("Add", [result, self._addend(site)], site)
-
     def _corrected_bias(self, site: Linear) -> np.ndarray | None:
         """``constant_bias`` less what int8 shifts."""
         bias, shift = constant_bias(site), self.choices.shifts.get(site.name)
@@ -194,18 +135,12 @@ class Int8Writer:
         return -shift.astype(np.float64) if bias is None else bias - shift
 
     def _addend(self, site: Linear) -> ir.Value:
-        """What a site with a bias adds, times its factor where that is not one, less what int8 shifts."""
+        """The same less what int8 shifts."""
         if site.name in self.choices.shifts:
             return self.editor.add_initializer(
                 f"{site.name}/bias", np.asarray(self._corrected_bias(site), dtype=np.float32)
             )
-        assert site.bias is not None
-        added = site.bias.value if site.bias.node is not None else site.node.inputs[2]
-        assert added is not None
-        if site.bias.scale == 1.0 or added.const_value is None:
-            return added
-        array = added.const_value.numpy() * np.float32(site.bias.scale)
-        return self.editor.add_initializer(f"{added.name}_scaled", array)
+        return super()._addend(site)
 
     # -- static sites ---------------------------------------------------------------------------------------------
     def _grid(self, chosen: StaticRange, hint: str | None) -> tuple[ir.Value, ir.Value]:

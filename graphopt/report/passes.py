@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import AfterValidator
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -70,7 +71,7 @@ def _facts(kind: type[AnyPass]) -> dict[str, Any]:
 def _parameters(kind: type[AnyPass]) -> list[dict[str, str]]:
     rows = []
     for name, field in kind.Config.model_fields.items():
-        limits = ", ".join(_limit(item) for item in field.metadata)
+        limits = ", ".join(_limit(item) for item in field.metadata if not isinstance(item, AfterValidator))
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         text = " ".join((field.description or "").split())
         rows.append(

@@ -37,6 +37,13 @@ _CONTROLS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def draw(overview: Overview) -> str:
     """An SVG document. It needs no fonts, scripts or files besides itself, and follows the viewer's dark mode."""
+    return svg_template("structure.svg.jinja").render(
+        picture=lay_out(overview), width=WIDTH, spine=SPINE, row_height=ROW, bar_height=BAR, columns=COLUMNS
+    )
+
+
+def svg_template(name: str) -> jinja2.Template:
+    """A template of this package, which cannot be made to hold what XML does not allow."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("graphopt.report"),
         autoescape=True,
@@ -45,10 +52,7 @@ def draw(overview: Overview) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("structure.svg.jinja")
-    return template.render(
-        picture=lay_out(overview), width=WIDTH, spine=SPINE, row_height=ROW, bar_height=BAR, columns=COLUMNS
-    )
+    return environment.get_template(name)
 
 
 def _printable(value: object) -> object:

@@ -15,6 +15,7 @@ from graphopt.errors import UsageError
 #: "equal" in decibels: a noise-free output reports this instead of infinity
 MAX_SQNR_DB = 300.0
 _LOGIT_NAMES = re.compile(r"logit|prob|score|class|label|pred|softmax", re.IGNORECASE)
+_WIDTHS = {"float32", "float16", "bfloat16"}  #: floats that are compared with each other
 _BLOCK = 1 << 20  #: elements compared at a time, in float64
 
 
@@ -115,7 +116,7 @@ class _Running:
         if left.shape != right.shape:
             self._fail(f"shape {list(left.shape)} became {list(right.shape)}")
             return
-        if left.dtype != right.dtype:
+        if left.dtype != right.dtype and not {left.dtype.name, right.dtype.name} <= _WIDTHS:
             self._fail(f"type {left.dtype} became {right.dtype}")
             return
         self.elements += left.size

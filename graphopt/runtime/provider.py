@@ -42,12 +42,14 @@ def resolve_provider(name: str) -> list[str]:
     Raises UsageError for an unknown name, MissingDependencyError when the installed onnxruntime lacks the provider.
     """
     ort_name, package = _look_up(name)
+    if ort_name == _CPU:
+        return [_CPU]  # in every build: it need not be loaded to be asked
     if ort_name not in _offered():
         raise MissingDependencyError(
             f"provider {name!r} ({ort_name}) is not in the installed onnxruntime, which offers "
             f"{', '.join(available())}; install {package}"
         )
-    return [ort_name] if ort_name == _CPU else [ort_name, _CPU]
+    return [ort_name, _CPU]
 
 
 def check_provider(name: str, used: list[str]) -> None:

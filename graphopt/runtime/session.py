@@ -16,6 +16,8 @@ from graphopt.errors import ModelError, UsageError
 from graphopt.runtime.provider import check_provider, resolve_provider
 from graphopt.runtime.serialized import SerializedModel, serialize, weight_memory
 
+#: Floats that are given to a model in its own width: one model of a comparison may be in half precision.
+_WIDTHS = {"float32", "float16", "bfloat16"}
 #: ONNX Runtime's type strings that its numpy interface cannot carry; their bits travel through OrtValues.
 _BITS = {
     "bfloat16": ir.DataType.BFLOAT16,
@@ -114,6 +116,8 @@ class Session:
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Feed entries that are no input of the model are ignored.
 
+        Floats of 16 and 32 bits are cast to what the model takes.
+
         Raises UsageError for a missing input, a wrong type or a shape the model does not take, ModelError when an
         operator fails.
         """
@@ -200,6 +204,8 @@ class Session:
                 continue
             array = np.asarray(value)
             expected = _NUMPY.get(kind, kind)
+            if array.dtype.name != expected and {array.dtype.name, expected} <= _WIDTHS:
+                array = array.astype(_BITS[kind].numpy() if kind in _BITS else expected)
             if array.dtype.name != expected and not (kind == "string" and array.dtype.kind in "OUS"):
                 raise UsageError(f"input {name!r} of {self.label} must be {expected}, found {array.dtype.name}")
             given[name] = array

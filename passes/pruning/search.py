@@ -16,12 +16,24 @@ from graphopt.budget import Footprint, allocate, removal_stops, time_shares
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
 from graphopt.heal.gates import gate_gradients
-from graphopt.importance import CRITERIA, GRADIENTS, Curve, Evidence, Moments, collect_moments, consumers, normalisers
+from graphopt.heal.hard_concrete import open_shares
+from graphopt.importance import (
+    CRITERIA,
+    GATES,
+    GRADIENTS,
+    Curve,
+    Evidence,
+    Moments,
+    collect_moments,
+    consumers,
+    normalisers,
+)
 from graphopt.lowering import Lowering, Source
 from graphopt.refit import Refit, Site, apply_patch, refit_from_moments, refit_sites
 from graphopt.slicing import slice_units
 from graphopt.transform import PassContext
 
+FURTHEST = 0.5  #: share that gates are trained to lose where the guard decides how much goes
 PROBED = 0.45  #: share of a group's units that is removed alone, to measure what that does to the outputs
 PROBE_SAMPLES = 48  #: selection samples those probes run on: enough to rank groups
 BISECTIONS = 5  #: steps of ``ratio=auto``: resolution 1/32 of the prunable parameters
@@ -53,9 +65,11 @@ class Search:
         criterion: str = "auto",
         round_to: int | None = None,
         refit: bool = True,
+        removed: float = FURTHEST,
     ) -> None:
         self.view, self.ctx, self.groups, self.notes = view, ctx, groups, notes
         self.refit = refit
+
         self.measured = ctx.has_data and ctx.can_run
         main = view.model.graph  # what happens inside a body cannot be observed
         self.consumers = {g: [c for c in consumers(g) if c.node.graph is main] for g in groups}
@@ -75,9 +89,14 @@ class Search:
             norms = [norm for group in groups for norm in normalisers(group) if norm.average.value.graph is main]
             self.moments = collect_moments(view.model, ctx, [*readers, *norms])
         gradients = criterion in GRADIENTS and self.measured
-        self.evidence = Evidence(self.moments, gate_gradients(view.model, ctx, groups) if gradients else {})
+        gates = criterion in GATES and self.measured
+        self.evidence = Evidence(
+            self.moments,
+            gradients=gate_gradients(view.model, ctx, groups) if gradients else {},
+            open_shares=open_shares(view.model, ctx, groups, removed) if gates else {},
+        )
         self.curves = [self._curve(group, criterion) for group in groups]
-        if self.measured:
+        if self.measured and criterion not in GATES:  # those were trained together, and are comparable as they are
             self.curves = self._scaled_by_divergence(self.curves)
         self.worth = self._worth()
 
@@ -87,7 +106,8 @@ class Search:
             criterion = "magnitude"
         if criterion != "magnitude" and not self.measured:
             criterion = "magnitude"
-        if criterion in GRADIENTS and group.name not in self.evidence.gradients:
+        gradients, gates = self.evidence.gradients, self.evidence.open_shares
+        if (criterion in GRADIENTS and group.name not in gradients) or (criterion in GATES and group.name not in gates):
             self.notes.append(f"{group.name}: no gradient of the outputs reaches it, ranked by magnitude")
             criterion = "magnitude"
         return CRITERIA[criterion](group, self.evidence)

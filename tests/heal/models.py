@@ -42,6 +42,33 @@ def perceptron(seed: int = 0, *, last: str = "", hidden: int = HIDDEN) -> ir.Mod
     return model
 
 
+def tower(layers: int = 4, *, seed: int = 0) -> ir.Model:
+    """x [N, 8] through ``x + tanh(x W) V`` again and again, to y [N, 8]; ``out{i}`` is what layer i makes."""
+    rng = np.random.default_rng(seed)
+    nodes, arrays, value = [], {}, "x"
+    for i in range(layers):
+        arrays[f"W{i}"] = rng.standard_normal((WIDTH, HIDDEN)) / 3
+        arrays[f"V{i}"] = rng.standard_normal((HIDDEN, WIDTH)) / 6
+        out = f"out{i}" if i < layers - 1 else "y"
+        nodes += [
+            helper.make_node("MatMul", [value, f"W{i}"], [f"h{i}"]),
+            helper.make_node("Tanh", [f"h{i}"], [f"a{i}"]),
+            helper.make_node("MatMul", [f"a{i}", f"V{i}"], [f"z{i}"]),
+            helper.make_node("Add", [value, f"z{i}"], [out]),
+        ]
+        value = out
+    graph = helper.make_graph(
+        nodes,
+        "tower",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", WIDTH])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+    make_names_unique(model)
+    return model
+
+
 def damaged(model: ir.Model, *, noise: float = 0.3, seed: int = 1) -> ir.Model:
     """The same graph with noise on every weight."""
     rng = np.random.default_rng(seed)

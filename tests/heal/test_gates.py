@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 
 from graphopt.analysis.view import GraphView
 from graphopt.heal.gates import gate_gradients
-from graphopt.importance import Evidence, fisher, taylor
+from graphopt.heal.hard_concrete import open_shares
+from graphopt.importance import Evidence, fisher, l0, taylor
 from graphopt.passes.prune import PruneNeurons
 from tests.heal.models import HIDDEN, Inputs, perceptron
 
@@ -60,3 +61,26 @@ def test_prune_takes_the_units_that_nothing_feels(criterion: str) -> None:
     plan = step.plan(GraphView(model), Inputs(model))
     (removed,) = plan.payload.removal.values()
     assert removed.tolist() == silent
+
+
+def test_trained_gates_close_where_nothing_is_lost_and_the_price_is_met() -> None:
+    silent = [0, 4, 9, 15, 16, 23]
+    model = quiet(perceptron(), silent)
+    (group,) = GraphView(model).axes.by_role("neurons")
+    shares = open_shares(model, Inputs(model), [group], removed=0.25)[group.name]
+    loud = np.setdiff1d(np.arange(HIDDEN), silent)
+    assert shares.shape == (HIDDEN,)
+    assert shares[silent].max() < shares[loud].min()
+    assert abs(shares.mean() - 0.75) < 0.1
+    assert sorted(l0(group, Evidence(open_shares={group.name: shares})).order[: len(silent)].tolist()) == silent
+    again = open_shares(model, Inputs(model), [group], removed=0.25)[group.name]
+    assert np.array_equal(shares, again)
+
+
+def test_prune_by_trained_gates() -> None:
+    silent = [1, 2, 5, 8, 13, 21]
+    model = quiet(perceptron(), silent)
+    step = PruneNeurons(ratio=0.25, criterion="l0", round_to=1, refit=False)
+    plan = step.plan(GraphView(model), Inputs(model))
+    (removed,) = plan.payload.removal.values()
+    assert len(set(removed.tolist()) & set(silent)) >= 5  # a unit that is hardly felt may close before the last of them

@@ -16,11 +16,12 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError, UsageError
 from graphopt.heal import healing, trainer
-from graphopt.heal.taps import Kind, output_taps
+from graphopt.heal.taps import Kind, Tap, output_taps, trunk_taps
 from graphopt.model import clone_model, digest
+from graphopt.passes.drop_layers import DropLayers
 from graphopt.passes.heal import Heal
 from graphopt.runtime.session import Session
-from tests.heal.models import Inputs, damaged, perceptron
+from tests.heal.models import Inputs, damaged, perceptron, tower
 
 
 def weights(model: ir.Model) -> dict[str, np.ndarray]:
@@ -174,10 +175,9 @@ def test_a_module_that_computes_something_else_is_not_trained(monkeypatch: pytes
 def test_padding_is_not_learned_from() -> None:
     import torch
 
-    from graphopt.heal.objective import Objective
-    from graphopt.heal.taps import Tap
+    from graphopt.heal.objective import Objective, Parts
 
-    objective = Objective([Tap("y", "y", "y", Kind.EMBEDDING)], mask="mask")
+    objective = Objective([Tap("y", "y", "y", Kind.EMBEDDING)], Parts(), mask="mask")
     rng = torch.Generator().manual_seed(0)
     found, wanted = (torch.randn(4, 6, 3, generator=rng) for _ in range(2))
     mask = (torch.arange(6) < torch.tensor([6, 3, 1, 4])[:, None]).long()
@@ -185,3 +185,64 @@ def test_padding_is_not_learned_from() -> None:
     noisy = torch.where(mask.bool()[..., None], found, 100 * found)
     assert torch.equal(loss, objective({"y": noisy}, {"y": wanted}, {"mask": mask}))
     assert not torch.equal(loss, objective({"y": noisy}, {"y": wanted}, {}))
+
+
+def shortened(original: ir.Model, *layers: str) -> ir.Model:
+    step = DropLayers(layers=layers)
+    result = clone_model(original)
+    editor = GraphEditor(result)
+    step.apply(editor, step.plan(GraphView(original), Inputs(original)))
+    editor.drop_dead()
+    return result
+
+
+def test_the_layer_behind_a_gap_is_to_be_given_what_the_dropped_ones_made() -> None:
+    original = tower()
+    student = shortened(original, "layers.1")
+    hints = trunk_taps(original, student)
+    assert [(tap.teacher, tap.student) for tap in hints] == [("out1", "out0"), ("out2", "out2")]
+    assert {tap.kind for tap in hints} == {Kind.HINT}
+    assert trunk_taps(perceptron(), perceptron()) == []
+
+
+def test_hints_bring_a_shortened_model_nearer_and_are_noted() -> None:
+    original = tower()
+    student, context = shortened(original, "layers.1"), Inputs(original)
+    plan = Heal(budget="150steps", learning_rate=1e-2).plan(GraphView(student), context)
+    assert any("2 hints" in note for note in plan.notes)
+    assert not any("hint" in note for note in Heal(budget="5steps", hint=0).plan(GraphView(student), context).notes)
+    assert plan.rewritten is not None
+    assert distance(original, plan.rewritten, context) < 0.2 * distance(original, student, context)
+
+
+def test_a_hint_of_another_width_gets_a_regressor_that_learns() -> None:
+    import torch
+
+    from graphopt.heal.objective import Objective, Parts
+
+    chance = torch.Generator().manual_seed(0)
+    student, truth = torch.randn(64, 3, generator=chance), torch.randn(5, 3, generator=chance)
+    taps = [Tap("h", "h", "h", Kind.HINT), Tap("deep", "deep", "deep", Kind.HINT), Tap("y", "y", "y", Kind.NUMBERS)]
+    found = {"h": student, "deep": torch.ones(64, 2, 3), "y": torch.ones(64, 1)}
+    wanted = {"h": student @ truth.T, "deep": torch.ones(64, 3, 2), "y": torch.ones(64, 1)}
+    objective = Objective(taps, Parts())
+    assert [tap.label for tap in objective.fit(found, wanted)] == ["deep"]  # it differs in two axes
+    (weight,) = objective.parameters()
+    assert weight.shape == (5, 3)
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    before = float(objective(found, wanted, {}))
+    for _ in range(100):
+        optimizer.zero_grad()
+        objective(found, wanted, {}).backward()
+        optimizer.step()
+    assert float(objective(found, wanted, {})) < 1e-3 * before
+    assert float(objective({"y": found["y"]}, wanted, {})) == 0.0  # what decides are the outputs
+
+
+def test_products_in_bfloat16_heal_too_and_a_replay_keeps_them() -> None:
+    original = perceptron()
+    student, context = damaged(original), Inputs(original)
+    plan = Heal(budget="150steps", learning_rate=1e-2, precision="bfloat16").plan(GraphView(student), context)
+    assert plan.resolved["precision"] == "bfloat16"
+    assert plan.rewritten is not None
+    assert distance(original, plan.rewritten, context) < 0.2 * distance(original, student, context)

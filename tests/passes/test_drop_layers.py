@@ -10,6 +10,7 @@ import pytest
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.errors import UsageError
 from graphopt.model import clone_model
 from graphopt.passes.drop_layers import DropLayers
 from graphopt.runtime.session import Session
@@ -105,7 +106,7 @@ def test_without_data_every_other_layer_goes() -> None:
 def test_near_misses() -> None:
     model = trunk()
     assert "is none" in DropLayers(ratio=0.1).plan(GraphView(model), FakeContext(model)).declined[-1].reason
-    with pytest.raises(ValueError, match=r"no layer 'layers\.9'"):
+    with pytest.raises(UsageError, match=r"no layer 'layers\.9'"):
         dropped(model, layers=("layers.9",))
     _, gone = dropped(model, ratio=0.5, exclude=("layers.1",))
     assert "layers.1" not in gone

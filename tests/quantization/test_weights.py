@@ -28,7 +28,7 @@ def test_error_is_at_most_half_a_step(axis: int) -> None:
 def test_blocks_change_nothing(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
     W = random(50, 30)
     whole = quantize(W, axis)
-    monkeypatch.setattr(weights, "_BLOCK", 90)
+    monkeypatch.setattr(weights, "_PIECE", 90)
     pieces = quantize(W, axis)
     np.testing.assert_array_equal(whole.codes, pieces.codes)
     np.testing.assert_array_equal(whole.scale, pieces.scale)

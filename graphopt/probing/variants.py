@@ -1,0 +1,126 @@
+"""The places of a model that a compression could take alone, and the model with one of them compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.axes import Group, analyse_axes
+from graphopt.analysis.view import GraphView
+from graphopt.editing import GraphEditor
+from graphopt.importance import Evidence, activation, collect_moments, consumers, magnitude, normalisers
+from graphopt.model import clone_model
+from graphopt.quantization.drafting import Drafter, Mode, written
+from graphopt.quantization.finding import find_sites
+from graphopt.quantization.ranges import RangeMethod, choose_range
+from graphopt.quantization.selection import readers_by_activation
+from graphopt.quantization.sites import Linear, Site, Table
+from graphopt.quantization.statistics import collect_histograms, widths_of
+from graphopt.quantization.writer import Choices
+from graphopt.slicing import mask_units
+from graphopt.transform import Declined, PassContext
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Variant:
+    """One place and what is done to it; ``build`` makes the model in which nothing else is."""
+
+    kind: str  #: "int8" or "prune"
+    site: str  #: name of the node, or of the group
+    tensor: str  #: name of the weight, or the group's role
+    operator: str
+    dims: tuple[int, ...]
+    saves: int  #: bytes
+    nodes: tuple[ir.Node, ...]  #: nodes of the original that it concerns
+    build: Callable[[], ir.Model]
+
+    @property
+    def key(self) -> str:
+        """Unique among the variants of one model."""
+        return f"{self.kind}:{self.site}"
+
+
+def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[Variant], list[Declined]]:
+    """Each product and table that ``int8`` would take, alone, with the codes and ranges that it would have.
+
+    Outlier channels are not balanced: a gain concerns all readers of an activation together.
+    """
+    sites, declined = find_sites(model)
+    if not sites:
+        return [], declined
+    drafter = Drafter(model, ctx, sites)
+    ranges = {}
+    if mode == "static":
+        readers = readers_by_activation(sites, model)
+        observed = {n: ls for n, ls in readers.items() if any(not s.always_dynamic for s in ls)}
+        found = collect_histograms(model, ctx, widths_of(observed), {})
+        ranges = {name: choose_range(histogram, RangeMethod.MSE) for name, histogram in found.items()}
+    choices = Choices(drafter.codes, ranges)
+    declined += [Declined(name, reason) for name, reason in drafter.broken.items()]
+    places: dict[int, list[Site]] = {}  # by node: the two products of an LSTM are quantized together or not at all
+    for site in sites:
+        if isinstance(site, Linear) and site.convolves and (site.activation.name or "") not in ranges:
+            declined.append(Declined(site.name, "a convolution is quantized with static ranges only"))
+        else:
+            places.setdefault(id(site.node), []).append(site)
+    complete = [listed for listed in places.values() if all(site.name in choices.codes for site in listed)]
+    return [_quantized(model, listed, choices) for listed in complete], declined
+
+
+def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Variant:
+    node, first, saves = sites[0].node, sites[0], 0
+    for site in sites:
+        tensor, codes = site.weight.const_value, choices.codes[site.name]
+        assert tensor is not None
+        shared = any(use.node is not node for use in site.weight.uses())
+        saves += -codes.nbytes if shared else tensor.nbytes - codes.nbytes
+    shape = first.weight.shape
+    dims = tuple(int(d) for d in shape.numpy()) if shape is not None else ()
+    operator = "table" if isinstance(first, Table) else node.op_type
+    alone = replace(choices, codes={site.name: choices.codes[site.name] for site in sites})
+    name = node.name or first.name
+    return Variant("int8", name, first.weight.name or "", operator, dims, saves, (node,), lambda: written(model, alone))
+
+
+def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[list[Variant], list[Declined]]:
+    """Each group that can be pruned, alone, without the ``ratio`` of its units that matter least.
+
+    Ranked by what they contribute on the calibration inputs, or by magnitude without data. Their weights are set to
+    zero, which is what removing them computes; nothing is refitted.
+    """
+    groups = [group for group in view.axes.prunable if not group.lossy]
+    main = view.model.graph
+    ranked = {group: [c for c in consumers(group) if c.node.graph is main] for group in groups}
+    evidence = Evidence()
+    if ctx.has_data and ctx.can_run and groups:
+        readers = [consumer.lowering for found in ranked.values() for consumer in found]
+        norms = [n for group in groups for n in normalisers(group) if n.average.value.graph is main]
+        evidence = Evidence(collect_moments(view.model, ctx, [*readers, *norms]))
+    variants, declined = (
+        [],
+        [Declined(group.name, "; ".join(group.reasons)) for group in view.axes.groups if not group.prunable],
+    )
+    for group in groups:
+        count = min(round(ratio * group.size), group.size - group.least)
+        if count < 1:
+            declined.append(Declined(group.name, f"ratio={ratio:g} of {group.size} units is none"))
+            continue
+        criterion = activation if evidence.moments and ranked[group] else magnitude
+        variants.append(_pruned(view, group, criterion(group, evidence).order[:count]))
+    return variants, declined
+
+
+def _pruned(view: GraphView, group: Group, units: np.ndarray) -> Variant:
+    def build() -> ir.Model:
+        clone = clone_model(view.model)
+        axes = analyse_axes(clone, view.shapes)
+        mask_units(GraphEditor(clone), axes, {next(g for g in axes.groups if g.name == group.name): units})
+        return clone
+
+    sizes = [t.value.const_value.dtype.itemsize for t in group.touches if t.value.const_value is not None]
+    saves = round(group.unit_parameters * len(units) * max(sizes, default=4))
+    nodes = tuple(dict.fromkeys(touch.node for touch in group.touches))
+    return Variant("prune", group.name, group.role, f"{len(units)} of {group.size}", (group.size,), saves, nodes, build)
