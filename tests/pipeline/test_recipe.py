@@ -83,7 +83,7 @@ def test_presets_load(name):
 
 
 def test_presets_are_the_promised_ones():
-    assert {"cpu-vnni", "cpu-arm64", "cuda", "edge-small"} <= set(preset_names())
+    assert {"cpu-vnni", "cpu-arm64", "cuda", "edge-small", "tiny"} <= set(preset_names())
 
 
 @pytest.mark.parametrize(
