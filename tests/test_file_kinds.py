@@ -151,7 +151,12 @@ def test_static_int8_at_old_opsets(opset: int, tmp_path: Path) -> None:
     path = write(Layer(opset).proto(), tmp_path / "in.onnx")
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(1).standard_normal((24, 5, WIDTH)).astype(np.float32))
     result = graphopt.optimize(
-        path, "int8(mode=static)", data=str(tmp_path / "data.npz"), keep_slower=True, threads=1, min_cosine=0.9
+        path,
+        "int8(mode=static,standard=true)",
+        data=str(tmp_path / "data.npz"),
+        keep_slower=True,
+        threads=1,
+        min_cosine=0.9,
     )
     assert result.passed, result.reasons
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in result.model.graph}
