@@ -9,9 +9,10 @@ import onnx_ir as ir
 from pydantic import Field
 
 from graphopt.analysis.blocks import Layer
+from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.errors import UsageError
+from graphopt.errors import GraphoptError, UsageError
 from graphopt.model import clone_model, model_bytes
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
@@ -88,13 +89,14 @@ def _stacks(view: GraphView, exclude: Sequence[str]) -> tuple[list[Stack], list[
     """The layers of each trunk that can go, two or more a trunk, and why others cannot."""
     names = {layer: f"layers.{number}" for number, layer in enumerate(view.structure.layers)}
     stacks, declined = [], []
+    shapes = _measured(view)
     for trunk in view.structure.trunks:
         if trunk.graph is not view.model.graph or trunk.nested or len(trunk.layers) < 2:
             continue
         stack: Stack = {}
         for layer in trunk.layers:
             name = names[layer]
-            reason = "excluded" if name in exclude else _obstacle(layer)
+            reason = "excluded" if name in exclude else _obstacle(layer, shapes)
             if reason:
                 declined.append(Declined(name, reason))
             else:
@@ -104,13 +106,24 @@ def _stacks(view: GraphView, exclude: Sequence[str]) -> tuple[list[Stack], list[
     return stacks, declined
 
 
-def _obstacle(layer: Layer) -> str:
+def _measured(view: GraphView) -> ShapeTable | None:
+    """Sizes of all values; of a model that cannot be run here there are only those that the file states."""
+    try:
+        return view.shapes
+    except GraphoptError:
+        return None
+
+
+def _obstacle(layer: Layer, shapes: ShapeTable | None) -> str:
     for block in layer.blocks:
         if block.side_outputs:
             return f"something else reads its {block.side_outputs[0].name!r}"
+    differs = "its output is not of the shape of its input"
+    if shapes is not None and shapes.known(layer.input) and shapes.known(layer.output):
+        return differs if shapes.sizes(layer.input) != shapes.sizes(layer.output) else ""
     into, out = layer.input.shape, layer.output.shape
     known = into is not None and out is not None and into.is_static() and out.is_static()
-    return "its output is not of the shape of its input" if known and into != out else ""
+    return differs if known and into != out else ""
 
 
 def _choose(view: GraphView, ctx: PassContext, stacks: Sequence[Stack], count: int, notes: list[str]) -> list[str]:
