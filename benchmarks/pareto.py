@@ -2,8 +2,8 @@
 
     python -m benchmarks.pareto minilm.onnx tiny.onnx tinier.onnx --stsb data/stsb --sst2 data/sst2/dev.tsv
 
-The limits are TinyBERT's claim, for this model: 7.5 times smaller; 7 times faster at 98 % of the score; 9.4 times faster
-at 96.8 % of it. Speed is that at batch 1, 128 tokens; files made with ``graphopt optimize --recipe tiny`` and others.
+The limits are TinyBERT's claim, for this model: 7.5 times smaller; 7 times faster at 98 % of the score; 9.4 times
+faster at 96.8 % of it. Speed is that at batch 1, 128 tokens. ``graphopt optimize --recipe tiny`` makes such a file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,24 @@ def test_transformers_lose_a_layer_and_still_run(family: str, tmp_path: Path) ->
     assert after == before - len(gone)
     for batch, length in ((2, 6), (1, 1)):
         assert Session(result).run(made.feed(batch, length, 0))
+
+
+def test_layers_that_change_the_width_stay_though_the_file_states_no_shapes() -> None:
+    rng = np.random.default_rng(0)
+    widths, nodes, weights, value = (4, 6, 8, 10), [], [], "x"
+    for i, (width, wider) in enumerate(pairwise(widths)):
+        for name, rows, columns in ((f"W{i}", width, width), (f"P{i}", width, wider)):
+            numbers = ", ".join(f"{v:.4f}" for v in rng.standard_normal(rows * columns))
+            weights.append(f"float[{rows},{columns}] {name} = {{{numbers}}}")
+        last = "y" if i == len(widths) - 2 else f"o{i}"
+        nodes += [f"h{i} = MatMul({value}, W{i})", f"r{i} = Relu(h{i})", f"s{i} = Add({value}, r{i})"]
+        nodes.append(f"{last} = MatMul(s{i}, P{i})")
+        value = last
+    model = ir.from_onnx_text(
+        f"""<ir_version: 9, opset_import: ["" : 18]>
+        trunk (float[N,4] x) => (float[N,10] y) <{", ".join(weights)}> {{ {" ".join(nodes)} }}"""
+    )
+    plan = DropLayers(ratio=0.5).plan(GraphView(model), FakeContext(model))
+    assert GraphView(model).structure.layers
+    assert plan.empty
+    assert any(item.reason == "its output is not of the shape of its input" for item in plan.declined)
