@@ -199,6 +199,7 @@ class Pass(ABC, Generic[ConfigT]):
     order: ClassVar[Order]
     needs: ClassVar[frozenset[Need]] = frozenset()
     idempotent: ClassVar[bool] = True  #: a second run changes nothing
+    revalues: ClassVar[bool] = False  #: nothing but values of weights changes, so it cannot make a model slower
     retypes: ClassVar[bool] = False  #: inputs and outputs may come out as floats of another width
     strength: ClassVar[str | None] = None
     weakest: ClassVar[float] = 0.0

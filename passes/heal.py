@@ -76,6 +76,7 @@ class Heal(Pass[HealConfig]):
     order: ClassVar[Order] = Order.STRUCTURE
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
     idempotent: ClassVar[bool] = False
+    revalues: ClassVar[bool] = True
     Config: ClassVar[type[PassConfig]] = HealConfig
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:

@@ -53,9 +53,10 @@ def heal(
     from graphopt.report.terminal import print_result
 
     target = output if output is not None else model.with_name(f"{model.stem}.healed.onnx")
+    checkpoint = target.with_name(target.name + ".ckpt")
     parameters = {
         "budget": budget,
-        "checkpoint": str(target.with_name(target.name + ".ckpt")),
+        "checkpoint": str(checkpoint),
         "resume": resume,
         **({"learning_rate": learning_rate} if learning_rate is not None else {}),
         **({"device": device} if device is not None else {}),
@@ -82,3 +83,4 @@ def heal(
         print_result(result, stdout(), verbose=verbose)
     if not result.passed:
         raise typer.Exit(1)
+    checkpoint.unlink(missing_ok=True)

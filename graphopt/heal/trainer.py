@@ -131,7 +131,7 @@ class Trainer:
         with InterruptGate() as gate:
             gate.close()  # Ctrl-C waits for the end of a step: half of one must not be saved
             try:
-                while done < total:
+                while done < total and not self._hopeless(course, done, every):
                     loss = self._step(done, total, next(order))
                     if average is not None:
                         self._blend(average)
@@ -148,14 +148,11 @@ class Trainer:
                         saved = time.monotonic()
                     if gate.pending:
                         raise KeyboardInterrupt
-                    if self._hopeless(course, done, every):
-                        break
             except KeyboardInterrupt:
                 keep()
                 raise
+        keep()  # whoever writes the result removes it: until then a training of hours is not lost
         self._load(best)
-        if path is not None:
-            path.unlink(missing_ok=True)
         return course
 
     def _hopeless(self, course: Course, done: int, every: int) -> bool:

@@ -195,7 +195,7 @@ def _time(transform: AnyPass, state: State, bench: Bench, accepted: Accepted, re
     if not bench.validate or transform.order is Order.CLEANUP:
         return
     result.latency_ratio, result.step_ratio = bench.stopwatch.step(bench.original, state.runs, accepted.runs)
-    slower = result.step_ratio > SLOWER
+    slower = result.step_ratio > SLOWER and not transform.revalues
     smaller = result.bytes_after < result.bytes_before
     if not slower:
         return

@@ -116,7 +116,7 @@ def test_an_interrupted_training_ends_where_it_would_have(
     monkeypatch.setattr(trainer.Trainer, "_step", step)
     resumed = healed(student, context, average=average, checkpoint=str(path), resume=True)
     assert all(np.array_equal(a, weights(resumed)[name]) for name, a in weights(whole).items())
-    assert not path.exists()
+    assert path.exists()
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +141,15 @@ def test_ctrl_c_waits_for_the_end_of_a_step(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(trainer.Trainer, "_step", step)
     resumed = healed(student, context, checkpoint=str(path), resume=True)
     assert all(np.array_equal(a, weights(resumed)[name]) for name, a in weights(whole).items())
+
+
+def test_a_training_that_ended_is_kept_until_its_result_is_written(tmp_path: Path) -> None:
+    original = perceptron()
+    student, context, path = damaged(original), Inputs(original), tmp_path / "state.ckpt"
+    whole = healed(student, context, budget="20steps", checkpoint=str(path))
+    assert path.exists()
+    again = healed(student, context, budget="20steps", checkpoint=str(path), resume=True)
+    assert all(np.array_equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
