@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.errors import ModelError
-from graphopt.model import clone_model, upgrade_opset
+from graphopt.model import clone_model
 from graphopt.precision.casting import CastWriter
 from graphopt.precision.cells import STATISTICS, Cells
 from graphopt.precision.masks import clamp_masks
 from graphopt.precision.ranges import scan_peaks
 from graphopt.precision.storage import find_storable, store
-from graphopt.quantization.selection import Verdict, excluded
+from graphopt.quantization.opset import raised_to
+from graphopt.quantization.selection import Patterns, Verdict, excluded
 from graphopt.quantization.sites import Table
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _OPSET = 13  #: bfloat16 begins here, and most operators are in their present form
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    return pattern
 
 
 class Fp16Config(PassConfig):
@@ -48,7 +40,7 @@ class Fp16Config(PassConfig):
     block: list[str] = Field(default_factory=lambda: list(STATISTICS))
     """Op types that compute in float32: sums, norms and functions that 11 bits are too few for."""
 
-    exclude: list[Annotated[str, AfterValidator(_compiles)]] = Field(default_factory=list)
+    exclude: Patterns = Field(default_factory=list)
     """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
 
     exclude_ops: list[str] = Field(default_factory=list)
@@ -87,7 +79,9 @@ class Fp16(Pass[Fp16Config]):
         if mode == "auto":
             mode = "storage" if ctx.target.startswith("cpu") else "compute"
         dtype = _TYPES[self.config.type]
-        model, notes = _raised(view, wanted=mode == "compute" or dtype is ir.DataType.BFLOAT16)
+        wanted = mode == "compute" or dtype is ir.DataType.BFLOAT16
+        raised, notes = raised_to(view.model, _OPSET) if wanted else (view.model, [])
+        model = clone_model(raised)
         plan = _store(model, dtype, self._verdict) if mode == "storage" else self._compute(model, dtype, ctx)
         resolved = {"mode": mode, **plan.resolved}
         return Plan(plan.changes, plan.declined, (*notes, *plan.notes), resolved, rewritten=plan.rewritten)
@@ -158,17 +152,6 @@ def _store(model: ir.Model, dtype: ir.DataType, verdict: Verdict) -> Plan:
         store(editor, stored)
     editor.drop_dead()
     return Plan(tuple(changes), tuple(declined), rewritten=model)
-
-
-def _raised(view: GraphView, *, wanted: bool) -> tuple[ir.Model, list[str]]:
-    """A copy of the model, at an opset that has the operators where that is ``wanted``; and what is to be said."""
-    before = view.model.graph.opset_imports.get("", 1)
-    if not wanted or before >= _OPSET:
-        return view.clone(), []
-    try:
-        return clone_model(upgrade_opset(view.model, _OPSET)), [f"raised from opset {before} to {_OPSET}"]
-    except ModelError as error:
-        return view.clone(), [str(error)]
 
 
 def _objection(node: ir.Node, verdict: Verdict) -> str | None:
