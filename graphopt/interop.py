@@ -123,10 +123,6 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
-    def operators(self, model: ir.Model) -> dict[str, int]:
-        """Raises PassError."""
-        _refuse()
-
     def acceptable(self, model: ir.Model) -> bool:
         """Raises PassError."""
         _refuse()

@@ -159,10 +159,6 @@ class PassContext(Protocol):
         """The graph that ONNX Runtime makes of ``model`` on loading it here, fused; for reading its nodes only."""
         ...
 
-    def operators(self, model: ir.Model) -> dict[str, int]:
-        """How many nodes of each op type ONNX Runtime really runs, after its own optimisation, on one input."""
-        ...
-
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         ...

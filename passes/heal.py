@@ -49,7 +49,7 @@ class HealConfig(PassConfig):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of a training step's products; the weights and the held-out loss stay float32. "auto": bfloat16 where fast."""
     checkpoint: str | None = None
-    """File for the state of the training, written every half minute and on Ctrl-C."""
+    """File for the state of the training, written every half minute, on Ctrl-C and at the end; it is not removed."""
     resume: bool = False
     """Go on from ``checkpoint``; the end is that of an uninterrupted training."""
 
@@ -103,6 +103,8 @@ class Heal(Pass[HealConfig]):
         hints = sum(tap.kind is Kind.HINT for tap in healed.taps)
         if hints:
             notes.append(f"{hints} hints: inputs of layers that the original has too")
+        if healed.unfit:
+            notes.append(f"{healed.unfit} hints left out: their values differ from the original's in more than a width")
         change = Change(
             f"{len(healed.changed)} weights, by {kinds}",
             f"held-out loss {course.before:.4f}",
@@ -112,7 +114,7 @@ class Heal(Pass[HealConfig]):
 
     def _lecture(self, ctx: PassContext) -> Lecture:
         from graphopt.heal.healing import Lecture, fast_bfloat16
-        from graphopt.heal.taps import Kind
+        from graphopt.heal.taps import Kind, Parts
         from graphopt.heal.trainer import Settings
 
         config = self.config
@@ -130,10 +132,7 @@ class Heal(Pass[HealConfig]):
         )
         return Lecture(
             settings,
-            temperature=config.temperature,
-            alpha=config.alpha,
-            relational=config.relational,
-            hint=config.hint,
+            Parts(config.temperature, config.alpha, config.relational, config.hint),
             outputs={name: Kind(kind) for name, kind in config.outputs.items()},
             tables=config.embeddings,
             samples=config.samples,

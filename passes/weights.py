@@ -168,7 +168,7 @@ def _loaded(model: ir.Model, ctx: PassContext, draft: WeightDraft) -> list[str]:
         return []
     result = written(model, draft.choices)
     before = sum(node.op_type == "MatMulNBits" for node in result.graph)
-    fused = ctx.operators(result).get("MatMulNBits", 0) - before
+    fused = sum(node.op_type == "MatMulNBits" for node in ctx.loaded(result).graph) - before
     if fused >= len(standard):
         return [f"ONNX Runtime fuses all {len(standard)} products to MatMulNBits when it loads the file"]
     return [f"ONNX Runtime fuses {fused} of {len(standard)} products to MatMulNBits; the others unpack in every run"]

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.loaded import loaded_graph
-from graphopt.runtime.profile import operators_run
 from graphopt.runtime.session import Session
 
 Feed = dict[str, np.ndarray]
@@ -75,9 +74,6 @@ class FakeContext:
 
     def loaded(self, model: ir.Model) -> ir.Model:
         return loaded_graph(model, threads=1)
-
-    def operators(self, model: ir.Model) -> dict[str, int]:
-        return operators_run(model, self.splits["selection"][0], threads=1)
 
     def acceptable(self, model: ir.Model) -> bool:
         return self.divergence(model) <= self.accept

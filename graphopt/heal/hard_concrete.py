@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,17 +14,17 @@ from graphopt.autograd.requirement import require_torch
 from graphopt.heal.gates import places_of, replacements
 from graphopt.heal.healing import mask_input
 from graphopt.heal.lessons import curriculum, gather
-from graphopt.heal.taps import output_taps, teacher_names
+from graphopt.heal.taps import Parts, output_taps, teacher_names
 from graphopt.transform import PassContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEPS = 240
+STEPS = 240  #: of the training of gates, ``BATCH`` samples each
 SAMPLES = 2048  #: calibration samples learned from
 BATCH = 32
 _BYTES = 1 << 30
-_RATE, _PRICE_RATE = 0.1, 0.1  #: of AdamW for the gates, and of ascent for what an open gate costs
+_RATE, _PRICE_RATE = 0.1, 0.1  #: of Adam for the gates, and of its ascent for what an open gate costs
 _SETTLED = 0.7  #: share of the steps after which the wanted share of open gates is reached
 _SHARPNESS, _LOW, _HIGH = 2 / 3, -0.1, 1.1  #: of the distribution: Louizos et al. 2018
 _OPEN = 2.5  #: log odds of a gate at the start
@@ -43,7 +43,7 @@ def open_shares(model: ir.Model, ctx: PassContext, groups: Sequence[Group], remo
     require_torch()
     import torch
 
-    from graphopt.heal.objective import Objective, Parts
+    from graphopt.heal.objective import Objective, as_tensors
 
     places = places_of(model, groups)
     gated = {place.group.name: place.group for here in places.values() for place in here}
@@ -58,8 +58,7 @@ def open_shares(model: ir.Model, ctx: PassContext, groups: Sequence[Group], remo
     optimizer = torch.optim.Adam(
         [{"params": list(odds.values()), "lr": _RATE}, {"params": [prices], "lr": _PRICE_RATE, "maximize": True}]
     )
-    weight = {name: float(sum(touch.value.const_value.size for touch in group.touches if touch.value.const_value))
-              for name, group in gated.items()}  # fmt: skip
+    weight = {name: _parameters(group) for name, group in gated.items()}
     whole = sum(weight.values())
     chance = torch.Generator().manual_seed(ctx.seed)
     names = list(dict.fromkeys(tap.student for tap in taps))
@@ -71,8 +70,8 @@ def open_shares(model: ir.Model, ctx: PassContext, groups: Sequence[Group], remo
             for lesson in batch:
                 drawn = {name: _draw(value, chance).unsqueeze(0) for name, value in odds.items()}
                 found = module(dict(lesson.inputs), names, replacements(places, drawn))
-                wanted = _tensors(lesson.targets)
-                loss: Tensor = objective(found, wanted, _tensors(lesson.inputs)) * (lesson.rows / rows)
+                loss: Tensor = objective(found, as_tensors(lesson.targets), as_tensors(lesson.inputs))
+                loss = loss * (lesson.rows / rows)
                 loss.backward()  # type: ignore[no-untyped-call]
             open_share = torch.stack([_open(value).mean() * weight[name] for name, value in odds.items()]).sum() / whole
             excess = open_share - (1.0 - removed * min(1.0, step / (_SETTLED * STEPS)))
@@ -82,10 +81,10 @@ def open_shares(model: ir.Model, ctx: PassContext, groups: Sequence[Group], remo
     return {name: _open(value).detach().numpy() for name, value in odds.items()}
 
 
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+def _parameters(group: Group) -> float:
+    """Elements of the weights that the group's units run through."""
+    tensors = [touch.value.const_value for touch in group.touches]
+    return float(sum(tensor.size for tensor in tensors if tensor is not None))
 
 
 def _draw(odds: Tensor, chance: object) -> Tensor:

@@ -15,7 +15,7 @@ from graphopt.autograd import to_torch, write_back
 from graphopt.autograd.requirement import require_torch
 from graphopt.errors import PassError
 from graphopt.heal.lessons import Arrays, Lesson, gather
-from graphopt.heal.taps import Kind, Tap, output_taps, teacher_names, trunk_taps
+from graphopt.heal.taps import Kind, Parts, Tap, output_taps, teacher_names, trunk_taps
 from graphopt.model import digest
 from graphopt.runtime.inputs import Kind as InputKind
 from graphopt.runtime.inputs import input_facts
@@ -40,10 +40,7 @@ class Lecture:
     """What to train and how; see ``graphopt.passes.heal`` for the meaning of each."""
 
     settings: Settings
-    temperature: float = 2.0
-    alpha: float = 0.0
-    relational: float = 1.0
-    hint: float = 1.0
+    parts: Parts = field(default_factory=Parts)
     outputs: Mapping[str, Kind] = field(default_factory=dict)
     tables: bool = False
     samples: int | None = None
@@ -58,6 +55,7 @@ class Healed:
     course: Course
     changed: Sequence[str]  #: names of the weights that training changed
     taps: Sequence[Tap]
+    unfit: int  #: hints that were left out: their values differ in more than a width
     samples: int
     cut: bool  #: there were more inputs than fit in memory
 
@@ -72,20 +70,19 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     operator that cannot be trained through; MissingDependencyError without torch.
     """
     require_torch()
-    from graphopt.heal.objective import Objective, Parts
+    from graphopt.heal.objective import Objective
     from graphopt.heal.trainer import Trainer
 
     taps = output_taps(ctx.original, model, dict(lecture.outputs))
-    hints = trunk_taps(ctx.original, model) if lecture.hint else []
+    hints = trunk_taps(ctx.original, model) if lecture.parts.hint else []
     module = to_torch(model, trainable=trained(model, tables=lecture.tables))
     if not module.weights():
         raise PassError("the model has no float weight that could be trained; heal goes before int8")
     check_parity(module, model, ctx)
     lessons, cut = gather(_answers(ctx, [*taps, *hints], "calibration", lecture.samples), KEPT_BYTES)
     held, _ = gather(_answers(ctx, taps, "selection", HELD_OUT), KEPT_BYTES)
-    parts = Parts(lecture.temperature, lecture.alpha, lecture.relational, lecture.hint)
-    objective = Objective([*taps, *hints], parts, mask_input(model))
-    _fit(objective, module, lessons[0])
+    objective = Objective([*taps, *hints], lecture.parts, mask_input(model))
+    unfit = len(_fit(objective, module, lessons[0]))
     trainer = Trainer(module, lessons, held, objective, lecture.settings)
     known = lecture.settings.budget.steps
     with ctx.progress("heal", known or 0) as bar:
@@ -104,25 +101,34 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     changed = write_back(module, model) if course.best else []
     if changed:
         check_parity(module, model, ctx)
-    return Healed(course, changed, objective.taps, sum(lesson.rows for lesson in lessons), cut)
+    return Healed(course, changed, objective.taps, unfit, sum(lesson.rows for lesson in lessons), cut)
 
 
 def _answers(
     ctx: PassContext, taps: Sequence[Tap], split: str, limit: int | None
 ) -> Iterator[tuple[Arrays, dict[str, np.ndarray]]]:
     """Inputs and what the teacher makes of them; hints in half precision, for they are many and need not be met."""
-    hints = {tap.teacher for tap in taps if tap.kind is Kind.HINT}
+    hints = {tap.teacher for tap in taps if tap.kind is Kind.HINT} - {
+        tap.teacher for tap in taps if tap.kind != Kind.HINT
+    }
     for feed, answers in ctx.examples(ctx.original, teacher_names(taps), split=split, limit=limit):
-        yield feed, {name: a.astype(np.float16) if name in hints else a for name, a in answers.items()}
+        yield feed, {name: _halved(array) if name in hints else array for name, array in answers.items()}
 
 
-def _fit(objective: Objective, module: OnnxModule, lesson: Lesson) -> None:
-    """Let the objective learn the widths of student and teacher from one lesson."""
+def _halved(array: np.ndarray) -> np.ndarray:
+    """As float16, unless something in it is too large for that."""
+    return array.astype(np.float16) if np.abs(array).max(initial=0.0) < np.finfo(np.float16).max else array
+
+
+def _fit(objective: Objective, module: OnnxModule, lesson: Lesson) -> list[Tap]:
+    """Let the objective learn the widths of student and teacher from one lesson; the hints that had to go."""
     import torch
+
+    from graphopt.heal.objective import as_tensors
 
     with torch.no_grad():
         found = module(dict(lesson.inputs), list(dict.fromkeys(tap.student for tap in objective.taps)))
-    objective.fit(found, {name: torch.from_numpy(array) for name, array in lesson.targets.items()})
+    return objective.fit(found, as_tensors(lesson.targets))
 
 
 def trained(model: ir.Model, *, tables: bool) -> Callable[[ir.Value], bool]:
@@ -177,6 +183,6 @@ def check_parity(module: OnnxModule, model: ir.Model, ctx: PassContext) -> None:
 
 def _fingerprint(model: ir.Model, ctx: PassContext, lecture: Lecture, lessons: int) -> str:
     """Equal for trainings that go through the same steps."""
-    what = (digest(model), digest(ctx.original), repr(lecture.settings), lecture.temperature, lecture.alpha)
-    more = (lecture.relational, lecture.hint, sorted(lecture.outputs.items()), lecture.tables, lessons, ctx.seed)
+    what = (digest(model), digest(ctx.original), repr(lecture.settings), repr(lecture.parts))
+    more = (sorted(lecture.outputs.items()), lecture.tables, lessons, ctx.seed)
     return hashlib.sha256(repr((what, more)).encode()).hexdigest()

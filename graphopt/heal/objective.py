@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from graphopt.heal import losses
-from graphopt.heal.taps import Kind, Tap
+from graphopt.heal.taps import Kind, Parts, Tap
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What counts how much."""
-
-    temperature: float = 2.0
-    alpha: float = 0.0  #: share of the plain squared error beside the softened one, on logits
-    relational: float = 1.0
-    hint: float = 1.0  #: of all hints together
+def as_tensors(arrays: Mapping[str, np.ndarray], device: str = "cpu") -> dict[str, Tensor]:
+    """Arrays as torch has them, by the same names."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
 
 
 class Regressor(nn.Module):

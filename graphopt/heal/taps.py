@@ -1,4 +1,4 @@
-"""Which values of teacher and student are compared, and as what."""
+"""Which values of teacher and student are compared, as what, and how much each kind of comparison counts."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class Tap:
     teacher: str
     student: str
     kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Weights of the parts of a loss."""
+
+    temperature: float = 2.0  #: of the softened distributions, on logits
+    alpha: float = 0.0  #: share of the plain squared error beside the softened one, on logits
+    relational: float = 1.0  #: of the similarities between samples, on embeddings
+    hint: float = 1.0  #: of all hints together
 
 
 def output_taps(teacher: ir.Model, student: ir.Model, kinds: dict[str, Kind] | None = None) -> list[Tap]:

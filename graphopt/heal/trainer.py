@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from graphopt.autograd.module import OnnxModule
 from graphopt.heal import checkpoint
 from graphopt.heal.budget import Budget, learning_rate
 from graphopt.heal.lessons import Lesson, curriculum
-from graphopt.heal.objective import Objective
+from graphopt.heal.objective import Objective, as_tensors
 from graphopt.heal.taps import Tap
 from graphopt.model.interrupts import InterruptGate
 
@@ -180,18 +179,13 @@ class Trainer:
 
     def _found(self, lesson: Lesson, taps: Sequence[Tap]) -> Values:
         names = list(dict.fromkeys(tap.student for tap in taps))
-        found: Values = self.module(self._tensors(lesson.inputs), names)
+        found: Values = self.module(as_tensors(lesson.inputs, self.settings.device), names)
         return found
 
     def _loss(self, lesson: Lesson, found: Values) -> Tensor:
-        loss: Tensor = self.objective(found, self._tensors(lesson.targets), self._tensors(lesson.inputs))
+        device = self.settings.device
+        loss: Tensor = self.objective(found, as_tensors(lesson.targets, device), as_tensors(lesson.inputs, device))
         return loss
-
-    def _tensors(self, arrays: Mapping[str, np.ndarray]) -> Values:
-        return {name: self._tensor(array) for name, array in arrays.items()}
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.settings.device)
 
     def evaluate(self) -> float:
         """The loss of the outputs alone on the held-out lessons, in full precision; the mean over their samples."""

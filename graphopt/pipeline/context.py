@@ -17,7 +17,6 @@ from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.metrics import ComparisonAccumulator
-from graphopt.runtime.profile import operators_run
 from graphopt.runtime.sessions import Sessions
 from graphopt.transform import Progress
 
@@ -127,13 +126,8 @@ class PipelineContext:
 
     def loaded(self, model: ir.Model) -> ir.Model:
         """The graph that ONNX Runtime makes of ``model`` on loading it."""
-        return loaded_graph(model, provider=self.provider, threads=self._sessions.threads)
-
-    def operators(self, model: ir.Model) -> dict[str, int]:
-        """How many nodes of each op type run, as ONNX Runtime optimised the model, on the first probe."""
         self._demand_runs()
-        feed = next(iter(self._inputs.probes.values()))
-        return operators_run(model, feed, provider=self._sessions.provider, threads=self._sessions.threads)
+        return loaded_graph(model, provider=self.provider, threads=self._sessions.threads)
 
     def acceptable(self, model: ir.Model) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""

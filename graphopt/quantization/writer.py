@@ -1,4 +1,4 @@
-"""The nodes that take the place of int8 sites, in standard ops that ONNX Runtime fuses when it loads the file."""
+"""The nodes that take the place of int8 sites: standard ops that ONNX Runtime fuses on loading, its own where not."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Int8Writer(RowWriter):
         return -shift.astype(np.float64) if bias is None else bias - shift
 
     def _addend(self, site: Linear) -> ir.Value:
-        """The same less what int8 shifts."""
+        """What a site with a bias adds, times its factor, less what int8 shifts the product by."""
         if site.name in self.choices.shifts:
             return self.editor.add_initializer(
                 f"{site.name}/bias", np.asarray(self._corrected_bias(site), dtype=np.float32)

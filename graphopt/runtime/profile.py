@@ -7,7 +7,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -73,31 +72,6 @@ def node_seconds(
         measured = _runs(written)
         medians = [_median(label, measured, warmup, count) for count in counts]
     return dict(zip(names, _mean(len(names), medians), strict=True))
-
-
-def operators_run(model: ir.Model, feed: Feed, *, provider: str = "cpu", threads: int | None = None) -> dict[str, int]:
-    """How many nodes of each op type ONNX Runtime runs on ``feed``, after its own optimisation, those in bodies too.
-
-    Raises ModelError when the model does not run.
-    """
-    with tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True) as folder:
-        prefix = Path(folder) / "profile"
-        session = Session(
-            _marked(model), provider=provider, threads=threads, label=f"model {model.graph.name!r}", profile=prefix
-        )
-        try:
-            session.run(feed)
-        finally:
-            written = session.end_profile()
-        found: set[tuple[str, str, str]] = set()
-        with written.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if _SUFFIX not in line:
-                    continue
-                event = json.loads(line.strip().removeprefix("[").removesuffix("]").rstrip(","))
-                about = event["args"]
-                found.add((about["op_name"], about.get("node_index", ""), event["name"]))
-    return dict(Counter(op for op, *_ in found))
 
 
 def _marked(model: ir.Model) -> ir.Model:

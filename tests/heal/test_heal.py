@@ -16,7 +16,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError, UsageError
 from graphopt.heal import healing, trainer
-from graphopt.heal.taps import Kind, Tap, output_taps, trunk_taps
+from graphopt.heal.taps import Kind, Parts, Tap, output_taps, trunk_taps
 from graphopt.model import clone_model, digest
 from graphopt.passes.drop_layers import DropLayers
 from graphopt.passes.heal import Heal
@@ -184,7 +184,7 @@ def test_a_module_that_computes_something_else_is_not_trained(monkeypatch: pytes
 def test_padding_is_not_learned_from() -> None:
     import torch
 
-    from graphopt.heal.objective import Objective, Parts
+    from graphopt.heal.objective import Objective
 
     objective = Objective([Tap("y", "y", "y", Kind.EMBEDDING)], Parts(), mask="mask")
     rng = torch.Generator().manual_seed(0)
@@ -227,7 +227,7 @@ def test_hints_bring_a_shortened_model_nearer_and_are_noted() -> None:
 def test_a_hint_of_another_width_gets_a_regressor_that_learns() -> None:
     import torch
 
-    from graphopt.heal.objective import Objective, Parts
+    from graphopt.heal.objective import Objective
 
     chance = torch.Generator().manual_seed(0)
     student, truth = torch.randn(64, 3, generator=chance), torch.randn(5, 3, generator=chance)
@@ -239,12 +239,12 @@ def test_a_hint_of_another_width_gets_a_regressor_that_learns() -> None:
     (weight,) = objective.parameters()
     assert weight.shape == (5, 3)
     optimizer = torch.optim.Adam([weight], lr=0.1)
-    before = float(objective(found, wanted, {}))
+    before = objective(found, wanted, {}).item()
     for _ in range(100):
         optimizer.zero_grad()
         objective(found, wanted, {}).backward()
         optimizer.step()
-    assert float(objective(found, wanted, {})) < 1e-3 * before
+    assert objective(found, wanted, {}).item() < 1e-3 * before
     assert float(objective({"y": found["y"]}, wanted, {})) == 0.0  # what decides are the outputs
 
 
@@ -255,3 +255,9 @@ def test_products_in_bfloat16_heal_too_and_a_replay_keeps_them() -> None:
     assert plan.resolved["precision"] == "bfloat16"
     assert plan.rewritten is not None
     assert distance(original, plan.rewritten, context) < 0.2 * distance(original, student, context)
+
+
+def test_hints_are_halved_unless_they_are_too_large_for_that() -> None:
+    small, large = np.array([[1.5, -2.0]], np.float32), np.array([[1.5, 7e4]], np.float32)
+    assert healing._halved(small).dtype == np.float16
+    assert healing._halved(large).dtype == np.float32 and np.isfinite(healing._halved(large)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from pydantic import ValidationError
 import graphopt
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor, all_graphs
-from graphopt.model import clone_model, digest, model_bytes, save_model, signature
+from graphopt.model import clone_model, digest, model_bytes, save_model, signature, walk_nodes
 from graphopt.passes.weights import Weights
 from graphopt.quantization import weight_coding
-from graphopt.runtime.profile import operators_run
+from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.session import Session
 from graphopt.transform import Plan
 from tests.axis_models import distance, feeds, outputs, set_tensor, text_model
@@ -74,7 +75,7 @@ def far(model: ir.Model, other: ir.Model) -> float:
 
 
 def loaded(model: ir.Model) -> dict[str, int]:
-    return operators_run(model, feeds(model)[0], threads=1)
+    return dict(Counter(node.op_type for node in walk_nodes(loaded_graph(model, threads=1))))
 
 
 def kinds(model: ir.Model, smallest: int = 1000) -> set[str]:

@@ -117,3 +117,11 @@ def test_the_command_prints_a_table_draws_bars_and_gives_json(files: Path, capsy
     assert len(json.loads(capsys.readouterr().out)["sites"]) == 6
     assert cli.run([*arguments, "--plot", str(files / "loss.png")]) == 2
     assert cli.run([*arguments, "--kinds", "int3"]) == 2
+
+
+def test_a_state_of_other_inputs_under_the_same_name_is_refused(files: Path) -> None:
+    state = files / "state.json"
+    measure(files, state=state)
+    np.savez(files / "inputs.npz", x=np.random.default_rng(1).standard_normal((300, 16)).astype(np.float32))
+    with pytest.raises(UsageError, match="made with another inputs"):
+        measure(files, state=state)

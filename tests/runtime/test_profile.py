@@ -13,7 +13,7 @@ from graphopt.errors import ModelError, UsageError
 from graphopt.model.names import make_names_unique
 from graphopt.runtime import profile
 from graphopt.runtime.latency import timing_feeds
-from graphopt.runtime.profile import node_seconds, operators_run
+from graphopt.runtime.profile import node_seconds
 from graphopt.runtime.session import Session
 from tests.runtime.models import mlp, text_model
 
@@ -172,23 +172,3 @@ def test_copies_that_onnx_runtime_makes_count_for_the_node_they_are_of() -> None
     )
     found = node_seconds(model, {"one": {"x": np.ones((2, 2), np.float32)}})
     assert set(found) == {node.name for node in model.graph} and sum(found.values()) > 0
-
-
-def test_operators_are_those_that_onnxruntime_runs_after_its_own_optimisation(scratch: Path) -> None:
-    model = text_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        fused (float[N, 64] x) => (float[N, 64] y)
-        {
-            a = MatMul(x, w)
-            b = Identity(a)
-            c = Transpose <perm = [1, 0]> (b)
-            y = Transpose <perm = [1, 0]> (c)
-        }""",
-        w=np.eye(64, dtype=np.float32),
-    )
-    make_names_unique(model)
-    feed = {"x": np.ones((2, 64), np.float32)}
-    assert operators_run(model, feed, threads=1) == {"MatMul": 1}
-    inside = operators_run(nested(), {**feed, "c": np.array(True)}, threads=1)
-    assert inside["If"] == inside["Loop"] == 1 and inside["MatMul"] == 2, "a product in a loop is one, however often"
-    assert not list(scratch.iterdir())
