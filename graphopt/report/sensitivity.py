@@ -59,36 +59,55 @@ class LossBar:
 
 
 @dataclass(frozen=True, slots=True)
+class LossHeading:
+    """Says what the bars below it are."""
+
+    y: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class LossPicture:
     """Everything the template draws, in pixels."""
 
     title: str
     facts: tuple[str, ...]
+    headings: tuple[LossHeading, ...]
     bars: tuple[LossBar, ...]
     height: float
 
 
 def lay_out(result: Sensitivity) -> LossPicture:
-    """Where everything goes. A place that gains something has no bar."""
-    top = 88.0
-    most = max((site.loss for site in result.sites), default=0.0)
-    bars = []
-    for index, site in enumerate(result.sites):
-        layer = "" if site.layer is None else f"layer {site.layer}  "
-        name = f"{layer}{site.site}"
-        bars.append(
-            LossBar(
-                y=top + _ROW * index,
-                kind=site.kind,
-                name=name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…",
-                width=_TRACK * max(site.loss, 0.0) / most if most > 0 else 0.0,
-                text=small(site.loss),
-                tip=f"{site.kind} {site.site}: {site.tensor} {_size(site)}, saves {megabytes(site.saves)}",
+    """Where everything goes: one kind after another, each on a scale of its own, for one dwarfs the other.
+
+    A place that gains something has no bar.
+    """
+    y = 88.0
+    bars, headings = [], []
+    for kind in dict.fromkeys(site.kind for site in result.sites):
+        sites = [site for site in result.sites if site.kind == kind]
+        most = max(site.loss for site in sites)
+        headings.append(LossHeading(y, kind, f"{kind}: the longest bar is {small(most)}"))
+        y += _ROW
+        for site in sites:
+            layer = "" if site.layer is None else f"layer {site.layer}  "
+            name = f"{layer}{site.site}"
+            bars.append(
+                LossBar(
+                    y=y,
+                    kind=kind,
+                    name=name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…",
+                    width=_TRACK * max(site.loss, 0.0) / most if most > 0 else 0.0,
+                    text=small(site.loss),
+                    tip=f"{kind} {site.site}: {site.tensor} {_size(site)}, saves {megabytes(site.saves)}",
+                )
             )
-        )
+            y += _ROW
+        y += _ROW / 2
     title = PurePath(result.model.path or "model").name
     facts = (f"what the outputs lose when only this place is compressed: {_heading(result)}", _summary(result))
-    return LossPicture(title, facts, tuple(bars), top + _ROW * len(bars) + 16)
+    return LossPicture(title, facts, tuple(headings), tuple(bars), y + 8)
 
 
 def _size(site: SiteSensitivity) -> str:
