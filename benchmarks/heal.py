@@ -86,7 +86,9 @@ def main() -> int:
     settings = {"model": arguments.model.name, "sentences": arguments.sentences, "budget": arguments.budget}
     columns = ("case", "seed", "healed", "dev", "overlap", "cosine", "steps", "MB", "seconds")
     report = measuring.Report("Healing, STS-B dev", columns, {**settings, "peak rate": arguments.rate})
-    report.add("float32", "-", "-", pairs.spearman(reference), 1.0, 1.0, None, measuring.size_of(arguments.model) / 1e6)
+    report.add(
+        "float32", "-", "-", pairs.spearman(reference), 1.0, 1.0, None, measuring.size_of(arguments.model) / 1e6, None
+    )
     for number, case in enumerate(CASES, 1):
         if arguments.only and number not in arguments.only:
             continue

@@ -12,7 +12,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
 from graphopt.model import digest, walk_nodes
-from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, Plan, Progress
+from graphopt.transform import Bounds, Change, Fidelity, Order, Pass, PassConfig, Plan, Progress, Variant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,7 @@ class NoMeasurements:
     seed = 0
     has_data = False
     can_run = False
+    bounds = Bounds()
 
     def __init__(self, original: ir.Model) -> None:
         self.original = original
@@ -111,7 +112,19 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
-    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
+    def sensitivities(
+        self, model: ir.Model, variants: Sequence[Variant], *, limit: int | None = None
+    ) -> dict[str, float]:
+        """Raises PassError."""
+        _refuse()
+
+    def latency(
+        self, models: Mapping[str, ir.Model], *, rounds: int | None = None, seconds: float | None = None
+    ) -> dict[str, float]:
+        """Raises PassError."""
+        _refuse()
+
+    def file_bytes(self, model: ir.Model) -> int:
         """Raises PassError."""
         _refuse()
 
@@ -123,7 +136,7 @@ class NoMeasurements:
         """Raises PassError."""
         _refuse()
 
-    def acceptable(self, model: ir.Model) -> bool:
+    def acceptable(self, model: ir.Model, *, margin: float = 0.0) -> bool:
         """Raises PassError."""
         _refuse()
 

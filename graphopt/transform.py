@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -91,6 +91,23 @@ class Plan:
         return not self.changes
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Variant:
+    """A model with one place changed, to be looked at without the others."""
+
+    key: str  #: unique among those that are looked at together
+    nodes: tuple[ir.Node, ...]  #: of the model that it is made from: where it differs from that
+    build: Callable[[], ir.Model]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the recipe wants of the result besides its outputs."""
+
+    max_bytes: float | None = None  #: of the written files
+    max_latency_ratio: float | None = None  #: to the original
+
+
 class PassContext(Protocol):
     """How a pass measures. Built by the pipeline; a pass never opens a session or reads data itself.
 
@@ -103,6 +120,7 @@ class PassContext(Protocol):
     target: str  #: "cpu-vnni", "cpu-avx2", "cpu-arm64", "cuda", ...
     seed: int
     has_data: bool  #: real inputs were given (False: only synthetic ones exist)
+    bounds: Bounds
 
     @property
     def can_run(self) -> bool:
@@ -143,8 +161,26 @@ class PassContext(Protocol):
         """``divergence`` of several models over the same inputs, reading the reference outputs once."""
         ...
 
-    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
-        """Median seconds per run, interleaved, over the pipeline's timing shapes (geometric mean over shapes)."""
+    def sensitivities(
+        self, model: ir.Model, variants: Sequence[Variant], *, limit: int | None = None
+    ) -> dict[str, float]:
+        """Mean ``1 - cosine`` between each variant's outputs and ``model``'s on the selection split, by key.
+
+        One run of ``model`` serves a dozen variants, of which only what lies behind their first change is run.
+        """
+        ...
+
+    def latency(
+        self, models: Mapping[str, ir.Model], *, rounds: int | None = None, seconds: float | None = None
+    ) -> dict[str, float]:
+        """Median seconds per run, interleaved, over the pipeline's timing shapes (geometric mean over shapes).
+
+        ``seconds`` is about what the timing may take.
+        """
+        ...
+
+    def file_bytes(self, model: ir.Model) -> int:
+        """Bytes of the files that ``model`` would be written to, without what the pipeline notes in them."""
         ...
 
     def node_seconds(self, model: ir.Model) -> dict[str, float]:
@@ -159,8 +195,11 @@ class PassContext(Protocol):
         """The graph that ONNX Runtime makes of ``model`` on loading it here, fused; for reading its nodes only."""
         ...
 
-    def acceptable(self, model: ir.Model) -> bool:
-        """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
+    def acceptable(self, model: ir.Model, *, margin: float = 0.0) -> bool:
+        """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split.
+
+        ``margin`` is the share of what may be lost by cosine that has to be left over: other inputs differ a little.
+        """
         ...
 
     def progress(self, label: str, total: int) -> AbstractContextManager[Progress]:

@@ -9,16 +9,14 @@ from pydantic import Field
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.model import clone_model
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
 from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.ranges import RangeMethod
-from graphopt.quantization.rescaling import rescale, rescalings
-from graphopt.quantization.selection import Patterns, excluded, readers_by_activation, select
+from graphopt.quantization.rescaling import rescaled
+from graphopt.quantization.selection import Patterns, excluded, select
 from graphopt.quantization.sites import Site, Table
-from graphopt.quantization.statistics import collect_channels
 from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes, saturates
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
@@ -94,7 +92,7 @@ class Int8(Pass[Int8Config]):
         found, declined = find_sites(model)
         sites, left = select(found, self._verdict(model))
         if sites and self.config.balance and ctx.has_data and ctx.can_run:
-            scaled, count = self._rescaled(view, model, ctx)
+            scaled, count = rescaled(model, ctx, lambda m: select(find_sites(m)[0], self._verdict(m))[0])
             if count:
                 model, raised = scaled, [*raised, f"channels of {count} activations scaled by the weights around them"]
                 found, declined = find_sites(model)
@@ -139,16 +137,6 @@ class Int8(Pass[Int8Config]):
             if raised is not None:
                 editor.adopt(raised)
             write_choices(editor, choices)
-
-    def _rescaled(self, view: GraphView, model: ir.Model, ctx: PassContext) -> tuple[ir.Model, int]:
-        """A model with loud channels scaled down at no cost, and of how many activations."""
-        scaled = clone_model(model)
-        sites, _ = select(find_sites(scaled)[0], self._verdict(scaled))
-        readers = readers_by_activation(sites, scaled)
-        axes = GraphView(scaled, provider=view.provider, example=ctx.example).axes
-        possible = rescalings(axes, readers)
-        statistics = collect_channels(model, ctx, {name: readers[name] for name in possible})
-        return scaled, len(rescale(GraphEditor(scaled), possible, statistics))
 
     def _verdict(self, model: ir.Model) -> _Verdict:
         return _Verdict(self.config, model.graph.opset_imports.get("", 1))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.model import file_bytes
+from graphopt.pipeline.fidelity import mean_divergence
+from graphopt.probing.measuring import measure_variants
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.session import Session
+from graphopt.runtime.sessions import Sessions
+from graphopt.transform import Bounds, Variant
 
 Feed = dict[str, np.ndarray]
 
@@ -22,7 +27,8 @@ class FakeContext:
         self, original: ir.Model, *, feeds: int = 12, size: int = 6, has_data: bool = True, accept: float = 1.0
     ) -> None:
         self.original, self.has_data, self.can_run, self.seed = original, has_data, True, 0
-        self.provider, self.target = "cpu", "cpu-vnni"
+        self.provider, self.target, self.bounds = "cpu", "cpu-vnni", Bounds()
+        self.time: Callable[[ir.Model], float] = lambda _: 1.0  # seconds of a run
         self.accept, self.observed = accept, 0
         self.seconds: dict[str, float] = {}  # of single nodes; the others take 1.0
         dims = symbolic_dims(original)
@@ -66,8 +72,22 @@ class FakeContext:
     def divergence(self, model: ir.Model, *, limit: int | None = None) -> float:
         return self.divergences([model], limit=limit)[0]
 
-    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
-        return dict.fromkeys(models, 1.0)
+    def sensitivities(
+        self, model: ir.Model, variants: Sequence[Variant], *, limit: int | None = None
+    ) -> dict[str, float]:
+        def feeds() -> Iterator[Feed]:
+            return iter(self.splits["selection"][:limit])
+
+        parts = measure_variants(model, variants, feeds, Sessions(threads=1), mean_divergence, advance=lambda: None)
+        return {key: loss for part in parts for key, loss in part.items()}
+
+    def latency(
+        self, models: Mapping[str, ir.Model], *, rounds: int | None = None, seconds: float | None = None
+    ) -> dict[str, float]:
+        return {name: self.time(model) for name, model in models.items()}
+
+    def file_bytes(self, model: ir.Model) -> int:
+        return file_bytes(model)
 
     def node_seconds(self, model: ir.Model) -> dict[str, float]:
         return {node.name or "": self.seconds.get(node.name or "", 1.0) for node in model.graph}
@@ -75,8 +95,8 @@ class FakeContext:
     def loaded(self, model: ir.Model) -> ir.Model:
         return loaded_graph(model, threads=1)
 
-    def acceptable(self, model: ir.Model) -> bool:
-        return self.divergence(model) <= self.accept
+    def acceptable(self, model: ir.Model, *, margin: float = 0.0) -> bool:
+        return self.divergence(model) <= self.accept * (1.0 - margin)
 
     def progress(self, label: str, total: int) -> contextlib.AbstractContextManager[_Silent]:
         return contextlib.nullcontext(_Silent())

@@ -36,6 +36,12 @@ def optimize(
     max_drop: Annotated[
         float | None, options.option("--max-drop", metavar="X", help="Most the metric may fall (1 % of it).")
     ] = None,
+    target_size: Annotated[
+        float | None, options.option("--target-size", metavar="MB", help="Most the files may take, in 10^6 bytes.")
+    ] = None,
+    target_latency: Annotated[
+        float | None, options.option("--target-latency", metavar="X", help="Most latency, as a share of the original.")
+    ] = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
@@ -74,6 +80,8 @@ def optimize(
         metric=metric,
         min_cosine=min_cosine,
         max_drop=max_drop,
+        max_megabytes=target_size,
+        max_latency_ratio=target_latency,
         provider=provider,
         threads=threads,
         seed=seed,

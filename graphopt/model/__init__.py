@@ -28,7 +28,7 @@ from graphopt.model.nodes import remove_node, replace_input
 from graphopt.model.opening import is_standard_op, open_model
 from graphopt.model.operators import operator_fault
 from graphopt.model.proto import to_proto
-from graphopt.model.saving import EXTERNAL_ABOVE, replaceable, save_model
+from graphopt.model.saving import EXTERNAL_ABOVE, file_bytes, replaceable, save_model
 from graphopt.model.spilling import SpillFolder
 from graphopt.model.tensors import FileTensor, all_tensors, same_bytes, string_data, tensor_chunks, tensor_window
 from graphopt.model.upgrading import upgrade_opset
@@ -50,6 +50,7 @@ __all__ = [
     "clone_model",
     "digest",
     "drop_exporter_notes",
+    "file_bytes",
     "file_digest",
     "is_standard_op",
     "make_names_unique",

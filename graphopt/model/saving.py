@@ -80,6 +80,13 @@ def save_model(
     return files
 
 
+def file_bytes(model: ir.Model) -> int:
+    """Bytes of the files that ``save_model`` would write, but for the few that frame each weight."""
+    layout = _Layout(model, Path(model.graph.name or "model"), None)
+    message, streamed = _message(layout)
+    return int(message.ByteSize()) + layout.length + sum(tensor.nbytes for tensor in streamed if tensor is not None)
+
+
 @dataclass
 class _Layout:
     """Where each tensor goes."""

@@ -10,15 +10,17 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, PassError
+from graphopt.model import file_bytes
 from graphopt.pipeline.fidelity import mean_divergence
 from graphopt.pipeline.inputs import Feed, Inputs
 from graphopt.pipeline.runs import ModelRuns, Outputs
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.timing import Stopwatch
+from graphopt.probing.measuring import measure_variants
 from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.metrics import ComparisonAccumulator
 from graphopt.runtime.sessions import Sessions
-from graphopt.transform import Progress
+from graphopt.transform import Bounds, Progress, Variant
 
 #: Splits a pass may read; the guard's own is not among them.
 OPEN_SPLITS = ("calibration", "selection")
@@ -34,14 +36,15 @@ class PipelineContext:
         target: str,
         seed: int,
         has_data: bool,
-        judge: Callable[[ir.Model], bool],
+        bounds: Bounds,
+        judge: Callable[[ir.Model, float], bool],
         stopwatch: Stopwatch,
         talk: Talk,
     ) -> None:
         assert isinstance(original.model, ir.Model)
         self.original: ir.Model = original.model
         self.provider: str = original.sessions.provider
-        self.target, self.seed, self.has_data = target, seed, has_data
+        self.target, self.seed, self.has_data, self.bounds = target, seed, has_data, bounds
         self._runs = original
         self._judge = judge
         self._stopwatch = stopwatch
@@ -114,10 +117,32 @@ class PipelineContext:
             found.append(mean_divergence(total.result()))
         return found
 
-    def latency(self, models: Mapping[str, ir.Model], *, rounds: int | None = None) -> dict[str, float]:
+    def sensitivities(
+        self, model: ir.Model, variants: Sequence[Variant], *, limit: int | None = None
+    ) -> dict[str, float]:
+        """Mean ``1 - cosine`` of each variant's outputs to ``model``'s on the selection split, by key."""
+        self._demand_runs()
+        found: dict[str, float] = {}
+        with self._talk.progress("sensitivity", len(variants)) as bar:
+
+            def feeds() -> Iterator[Feed]:
+                return iter(self._inputs.batches("selection", limit))
+
+            for part in measure_variants(model, variants, feeds, self._sessions, mean_divergence, advance=bar.advance):
+                found |= part
+        return found
+
+    def latency(
+        self, models: Mapping[str, ir.Model], *, rounds: int | None = None, seconds: float | None = None
+    ) -> dict[str, float]:
         """Median seconds per run, interleaved; geometric mean over the timing shapes."""
         self._demand_runs()
-        return self._stopwatch.seconds({name: self._runs_of(model) for name, model in models.items()}, rounds=rounds)
+        runs = {name: self._runs_of(model) for name, model in models.items()}
+        return self._stopwatch.seconds(runs, rounds=rounds, budget=seconds)
+
+    def file_bytes(self, model: ir.Model) -> int:
+        """Bytes that the model would be written in."""
+        return file_bytes(model)
 
     def node_seconds(self, model: ir.Model) -> dict[str, float]:
         """Measured seconds of each node of the main graph, over the timing shapes."""
@@ -129,10 +154,10 @@ class PipelineContext:
         self._demand_runs()
         return loaded_graph(model, provider=self.provider, threads=self._sessions.threads)
 
-    def acceptable(self, model: ir.Model) -> bool:
+    def acceptable(self, model: ir.Model, *, margin: float = 0.0) -> bool:
         """Whether the guard would accept ``model`` as a LOSSY result, judged on the selection split."""
         self._demand_runs()
-        return self._judge(model)
+        return self._judge(model, margin)
 
     def progress(self, label: str, total: int) -> AbstractContextManager[Progress]:
         """A progress bar."""

@@ -55,11 +55,19 @@ class Guard:
         self._noise: dict[int, float] = {}
 
     def judge(
-        self, candidate: ModelRuns, *, before: ModelRuns, promise: Fidelity, loosest: Fidelity, split: str = "guard"
+        self,
+        candidate: ModelRuns,
+        *,
+        before: ModelRuns,
+        promise: Fidelity,
+        loosest: Fidelity,
+        split: str = "guard",
+        margin: float = 0.0,
     ) -> Verdict:
         """Hold ``candidate`` to ``promise`` against ``before``, and to ``loosest`` against the original.
 
-        ``loosest`` is the loosest promise among the passes kept so far and this one.
+        ``loosest`` is the loosest promise among the passes kept so far and this one; ``margin`` the share of what may
+        be lost by cosine that has to be left over.
         """
         try:
             fault = self._probe_fault(candidate)
@@ -81,7 +89,7 @@ class Guard:
             report.metric = report.metric_original if same else score(self.metric, candidate.session, name)
         reason = self._promise_fault(candidate, before, promise, split)
         if not reason and loosest is not Fidelity.EXACT:
-            reason = self._demand_fault(report, loosest)
+            reason = self._demand_fault(report, loosest, margin)
         return Verdict(reason, Cause.GUARD if reason else None, report)
 
     # -- what the pass promises -----------------------------------------------------------------------------------
@@ -117,13 +125,14 @@ class Guard:
         return self._noise[key]
 
     # -- what the recipe demands ----------------------------------------------------------------------------------
-    def _demand_fault(self, report: FidelityReport, loosest: Fidelity) -> str:
+    def _demand_fault(self, report: FidelityReport, loosest: Fidelity, margin: float) -> str:
         least = self.settings.min_cosine
         if least is None:
             least = None if self.metric is not None else DEFAULT_MIN_COSINE
         if loosest is Fidelity.APPROXIMATE:
             least = max(least if least is not None else -1.0, APPROXIMATE_COSINE)
         if least is not None:
+            least += margin * (1.0 - least)
             for output in report.outputs:
                 alike = output.cosine if output.cosine is not None else output.equal_share
                 if alike is not None and not alike >= least:

@@ -28,7 +28,7 @@ from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.tasks import Metric, load_metric, score
 from graphopt.pipeline.transaction import transact
 from graphopt.probing.measuring import measure_variants
-from graphopt.probing.variants import Variant, int8_variants, prune_variants
+from graphopt.probing.variants import Place, int8_variants, prune_variants
 from graphopt.runtime.dataset import Dataset
 from graphopt.transform import Declined
 
@@ -136,7 +136,7 @@ def sensitivity(
     }
     memory = _Memory(Path(state) if state is not None else None, key, source)
     view = GraphView(base, provider=setup.bench.original.sessions.provider, example=ctx.example)
-    variants: list[Variant] = []
+    variants: list[Place] = []
     declined: list[Declined] = []
     talk.step("looking for places")
     if "int8" in kinds:
@@ -224,13 +224,13 @@ def _prepare(
     return setup
 
 
-def _drop(setup: Setup, variant: Variant, metric: str | Metric, report: Sensitivity) -> float:
+def _drop(setup: Setup, variant: Place, metric: str | Metric, report: Sensitivity) -> float:
     session = setup.bench.original.sessions.open(variant.build(), label=f"the model with only {variant.key} changed")
     assert report.baseline is not None
     return report.baseline - score(load_metric(metric), session, report.measure)
 
 
-def _row(variant: Variant, loss: float, layers: dict[str | None, int]) -> SiteSensitivity:
+def _row(variant: Place, loss: float, layers: dict[str | None, int]) -> SiteSensitivity:
     within = {layers[node.name] for node in variant.nodes if node.name in layers}
     return SiteSensitivity(
         kind=variant.kind,

@@ -25,7 +25,7 @@ from graphopt.pipeline.transaction import Bench, State
 from graphopt.runtime.dataset import Dataset
 from graphopt.runtime.provider import default_target, resolve_provider
 from graphopt.runtime.sessions import Sessions
-from graphopt.transform import Fidelity
+from graphopt.transform import Bounds, Fidelity
 
 
 def build_steps(recipe: Recipe, registry: Registry, talk: Talk) -> list[BuiltStep]:
@@ -69,6 +69,8 @@ def set_up(
     validate = recipe.guard.validate_runs and not dry_run
     wanted = metric or (load_metric(recipe.guard.metric) if recipe.guard.metric else None)
     sessions = Sessions(recipe.provider, recipe.threads)
+    megabytes = recipe.targets.max_megabytes
+    bounds = Bounds(None if megabytes is None else megabytes * 1e6, recipe.targets.max_latency_ratio)
     label = str(source) if source is not None else f"model {model.graph.name!r}"
     sizes = model_sizes(model)
     facts = model_facts(model, source, stored_files(model, source) if source is not None else None, sizes=sizes)
@@ -86,10 +88,10 @@ def set_up(
         guard = Guard(recipe.guard, runs, wanted, talk=talk)
         stopwatch = Stopwatch(runs, seed=recipe.seed, talk=talk)
 
-        def acceptable(candidate: ir.Model) -> bool:
+        def acceptable(candidate: ir.Model, margin: float) -> bool:
             judged = ModelRuns(candidate, runs_inputs, sessions, label="a candidate")
             return guard.judge(
-                judged, before=runs, promise=Fidelity.LOSSY, loosest=Fidelity.LOSSY, split="selection"
+                judged, before=runs, promise=Fidelity.LOSSY, loosest=Fidelity.LOSSY, split="selection", margin=margin
             ).ok
 
         context = PipelineContext(
@@ -97,6 +99,7 @@ def set_up(
             target=target,
             seed=recipe.seed,
             has_data=not runs_inputs.synthetic,
+            bounds=bounds,
             judge=acceptable,
             stopwatch=stopwatch,
             talk=talk,

@@ -71,12 +71,18 @@ class Stopwatch:
             openers = {name: partial(getattr, runs, "session") for name, runs in models.items()}
             return time_in_turns(openers, feeds, rounds=rounds, budget_seconds=budget, progress=advance)
 
-    def seconds(self, models: Mapping[str, ModelRuns], *, rounds: int | None = None) -> dict[str, float]:
-        """Median seconds, geometric mean over the shapes."""
+    def seconds(
+        self, models: Mapping[str, ModelRuns], *, rounds: int | None = None, budget: float | None = None
+    ) -> dict[str, float]:
+        """Median seconds, geometric mean over the shapes; ``budget`` is what the table may take, in seconds.
+
+        Those of the first model; the others' are its times their ratio to it, round by round, which noise hits less.
+        """
         if not models:
             return {}
-        table = self.table(models, self.quick_feeds, rounds=rounds or _ROUNDS, budget=_BUDGET)
-        return {name: table.median(name) for name in models}
+        table = self.table(models, self.quick_feeds, rounds=rounds or _ROUNDS, budget=budget or _BUDGET)
+        first = table.median(next(iter(models)))
+        return {name: first * table.ratio(name) for name in models}
 
     def node_seconds(self, model: ir.Model) -> dict[str, float]:
         """Seconds of each node by name, as ``graphopt.runtime.profile`` measures them."""

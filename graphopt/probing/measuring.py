@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from graphopt.model import model_bytes
 from graphopt.probing.tails import Tail, Trunk
-from graphopt.probing.variants import Variant
 from graphopt.runtime.metrics import ComparisonAccumulator, OutputComparison
 from graphopt.runtime.sessions import Sessions
+from graphopt.transform import Variant
 
 TOGETHER = 12  #: variants whose sessions are open at once
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +19,15 @@ from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.selection import readers_by_activation
 from graphopt.quantization.sites import Linear, Site, Table
 from graphopt.quantization.statistics import collect_histograms, widths_of
+from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, saturates
 from graphopt.quantization.writer import Choices
 from graphopt.slicing import mask_units
-from graphopt.transform import Declined, PassContext
+from graphopt.transform import Declined, PassContext, Variant
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Variant:
-    """One place and what is done to it; ``build`` makes the model in which nothing else is."""
+class Place(Variant):
+    """One place and what is done to it."""
 
     kind: str  #: "int8" or "prune"
     site: str  #: name of the node, or of the group
@@ -34,16 +35,9 @@ class Variant:
     operator: str
     dims: tuple[int, ...]
     saves: int  #: bytes
-    nodes: tuple[ir.Node, ...]  #: nodes of the original that it concerns
-    build: Callable[[], ir.Model]
-
-    @property
-    def key(self) -> str:
-        """Unique among the variants of one model."""
-        return f"{self.kind}:{self.site}"
 
 
-def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[Variant], list[Declined]]:
+def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[Place], list[Declined]]:
     """Each product and table that ``int8`` would take, alone, with the codes and ranges that it would have.
 
     Outlier channels are not balanced: a gain concerns all readers of an activation together.
@@ -51,7 +45,7 @@ def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[V
     sites, declined = find_sites(model)
     if not sites:
         return [], declined
-    drafter = Drafter(model, ctx, sites)
+    drafter = Drafter(model, ctx, sites, grid=REDUCED_GRID if saturates(ctx.target) else INT8_GRID)
     ranges = {}
     if mode == "static":
         readers = readers_by_activation(sites, model)
@@ -70,7 +64,7 @@ def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[V
     return [_quantized(model, listed, choices) for listed in complete], declined
 
 
-def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Variant:
+def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Place:
     node, first, saves = sites[0].node, sites[0], 0
     for site in sites:
         tensor, codes = site.weight.const_value, choices.codes[site.name]
@@ -82,10 +76,20 @@ def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Vari
     operator = "table" if isinstance(first, Table) else node.op_type
     alone = replace(choices, codes={site.name: choices.codes[site.name] for site in sites})
     name = node.name or first.name
-    return Variant("int8", name, first.weight.name or "", operator, dims, saves, (node,), lambda: written(model, alone))
+    return Place(
+        f"int8:{name}",
+        (node,),
+        lambda: written(model, alone),
+        kind="int8",
+        site=name,
+        tensor=first.weight.name or "",
+        operator=operator,
+        dims=dims,
+        saves=saves,
+    )
 
 
-def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[list[Variant], list[Declined]]:
+def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[list[Place], list[Declined]]:
     """Each group that can be pruned, alone, without the ``ratio`` of its units that matter least.
 
     Ranked by what they contribute on the calibration inputs, or by magnitude without data. Their weights are set to
@@ -113,7 +117,7 @@ def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[lis
     return variants, declined
 
 
-def _pruned(view: GraphView, group: Group, units: np.ndarray) -> Variant:
+def _pruned(view: GraphView, group: Group, units: np.ndarray) -> Place:
     def build() -> ir.Model:
         clone = clone_model(view.model)
         axes = analyse_axes(clone, view.shapes)
@@ -123,4 +127,14 @@ def _pruned(view: GraphView, group: Group, units: np.ndarray) -> Variant:
     sizes = [t.value.const_value.dtype.itemsize for t in group.touches if t.value.const_value is not None]
     saves = round(group.unit_parameters * len(units) * max(sizes, default=4))
     nodes = tuple(dict.fromkeys(touch.node for touch in group.touches))
-    return Variant("prune", group.name, group.role, f"{len(units)} of {group.size}", (group.size,), saves, nodes, build)
+    return Place(
+        f"prune:{group.name}",
+        nodes,
+        build,
+        kind="prune",
+        site=group.name,
+        tensor=group.role,
+        operator=f"{len(units)} of {group.size}",
+        dims=(group.size,),
+        saves=saves,
+    )

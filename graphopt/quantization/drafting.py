@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -103,10 +103,19 @@ class Drafter:
         Sites whose measured error exceeds ``max_error`` stay float; when the guard refuses the rest, so do as many of
         the next worst as it takes.
         """
-        ranges = self._ranges() if mode == "static" else {}
-        choices = Choices(self.codes, ranges, self.gains, contrib=self.contrib)
+        choices, errors = self.propose(mode)
         if not self.measurable:
             return self._keep(mode, choices, {}, self.max_error)
+        return within(
+            self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
+        )
+
+    def propose(self, mode: Mode) -> tuple[Choices, dict[str, float]]:
+        """What every site would be in one mode, and by site name the share of its output's variance it disturbs."""
+        ranges = self._ranges() if mode == "static" and self.measurable else {}
+        choices = Choices(self.codes, ranges, self.gains, contrib=self.contrib)
+        if not self.measurable:
+            return choices, {}
         if mode == "static":
             choices = replace(choices, codes=self._with_room_for_bias(choices.ranges))
         readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
@@ -114,10 +123,17 @@ class Drafter:
         if mode == "static" and self.correct_bias:
             choices = replace(choices, shifts=mean_shifts(self.model, self.ctx, readers, choices))
         errors, shifts = measure_errors(self.model, self.ctx, readers, choices)
-        choices = replace(choices, shifts=shifts)
-        return within(
-            self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
-        )
+        return replace(choices, shifts=shifts), errors
+
+    def restrict(self, choices: Choices, sites: Sequence[Site]) -> Choices:
+        """What is left of ``choices`` when only ``sites`` are quantized."""
+        codes = {site.name: choices.codes[site.name] for site in sites}
+        convolutions = [site for site in sites if isinstance(site, Linear) and site.convolves]
+        regions = find_regions(self.model.graph, convolutions, choices.ranges.__contains__)
+        # one object for each range: what moves codes about shares the scale of what it moves
+        ranges = {**choices.ranges, **{name: choices.ranges[source] for name, source in regions.sources.items()}}
+        closed = {name: ranges[name] for name in regions.sources}
+        return replace(choices, codes=codes, ranges=ranges, closed=closed)
 
     def _ranges(self) -> dict[str, StaticRange]:
         """Of everything that may have to be quantized: what sites read, and what ``find_regions`` may close."""
@@ -164,21 +180,22 @@ class Drafter:
             notes.append(f"biases of {corrected} sites corrected by the mean of what int8 adds")
         if limit != self.max_error:
             notes.append(f"max_error lowered from {self.max_error:.3g} to {limit:.3g}, or the guard would refuse")
-        codes = {site.name: choices.codes[site.name] for site in sites}
-        convolutions = [site for site in sites if isinstance(site, Linear) and site.convolves]
-        regions = find_regions(self.model.graph, convolutions, choices.ranges.__contains__)
-        # one object for each range: what moves codes about shares the scale of what it moves
-        ranges = {**choices.ranges, **{name: choices.ranges[source] for name, source in regions.sources.items()}}
-        closed = {name: ranges[name] for name in regions.sources}
-        return Draft(mode, limit, sites, replace(choices, codes=codes, ranges=ranges, closed=closed), declined, notes)
+        return Draft(mode, limit, sites, self.restrict(choices, sites), declined, notes)
 
 
-def _objection(mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float, site: Site) -> str | None:
+def impossible(mode: Mode, choices: Choices, site: Site) -> str | None:
+    """Why a site has no form in this mode; None where it has."""
     if isinstance(site, Linear) and site.convolves:
         if mode == "dynamic":
             return "a Conv is quantized with static ranges only: ONNX Runtime's ConvInteger is slower than float"
         if (site.activation.name or "") not in choices.ranges:
             return "a Conv needs static ranges, and values inside a body cannot be observed"
+    return None
+
+
+def _objection(mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float, site: Site) -> str | None:
+    if (reason := impossible(mode, choices, site)) is not None:
+        return reason
     error = errors.get(site.name, 0.0)
     if error <= limit:
         return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +35,10 @@ class WeightChoices:
     codes: Mapping[str, Codes]  #: sites that share a weight and a form hold the same object
     contrib: frozenset[str] = frozenset()  #: sites that are written with operators of com.microsoft
     gains: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by activation name; ``codes`` are of ``W / gain``
+
+    def only(self, names: Collection[str]) -> WeightChoices:
+        """The same for the named sites alone."""
+        return replace(self, codes={name: codes for name, codes in self.codes.items() if name in names})
 
 
 class NBitsWriter(RowWriter):

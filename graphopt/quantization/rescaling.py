@@ -9,7 +9,7 @@ al. 2019), before a product SmoothQuant (Xiao et al. 2023). The gain is the one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +17,16 @@ import onnx_ir as ir
 
 from graphopt.analysis.atoms import Atom, coordinates, leaves
 from graphopt.analysis.axes import AxisAnalysis
+from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.lowering import PRODUCTS
+from graphopt.model import clone_model
 from graphopt.quantization.balance import FREE, choose_gain
 from graphopt.quantization.finding import SMALLEST
-from graphopt.quantization.sites import Linear
-from graphopt.quantization.statistics import ChannelStatistics
+from graphopt.quantization.selection import readers_by_activation
+from graphopt.quantization.sites import Linear, Site
+from graphopt.quantization.statistics import collect_channels
+from graphopt.transform import PassContext
 
 _PASSING = frozenset(
     {
@@ -225,18 +229,22 @@ def rescalings(
     return found
 
 
-def rescale(
-    editor: GraphEditor,
-    possible: Mapping[str, tuple[Rescaling, Sequence[Linear]]],
-    statistics: Mapping[str, ChannelStatistics],
-) -> list[str]:
-    """Scale where it lowers the error of int8; the names of the activations that were."""
-    done, taken = [], set[Use]()
-    for name, (rescaling, sites) in possible.items():
+def rescaled(model: ir.Model, ctx: PassContext, sites_of: Callable[[ir.Model], Sequence[Site]]) -> tuple[ir.Model, int]:
+    """A copy whose channels are scaled where that lowers the error of int8, and of how many activations.
+
+    ``sites_of`` says which sites of a model are to be quantized. Needs inputs to observe.
+    """
+    copy = clone_model(model)
+    sites = sites_of(copy)
+    readers = readers_by_activation(sites, copy)
+    possible = rescalings(GraphView(copy, provider=ctx.provider, example=ctx.example).axes, readers)
+    statistics = collect_channels(model, ctx, {name: readers[name] for name in possible})
+    editor, taken, count = GraphEditor(copy), set[Use](), 0
+    for name, (rescaling, readers_of) in possible.items():
         free = name in statistics and not rescaling.uses & taken
-        gain = choose_gain(statistics[name], sites, FREE) if free else None
+        gain = choose_gain(statistics[name], readers_of, FREE) if free else None
         if gain is not None:
             rescaling.apply(editor, gain)
             taken |= rescaling.uses
-            done.append(name)
-    return done
+            count += 1
+    return copy, count

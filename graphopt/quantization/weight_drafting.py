@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,17 @@ class WeightDrafter:
 
         return within(self.settings.max_error, errors, lambda limit: self._keep(usable, limit), accepts)
 
+    def propose(self) -> WeightChoices:
+        """Every weight that can be coded on the grid asked for, whatever that disturbs."""
+        usable = [p for p, group in enumerate(self.groups) if group.sites[0].name not in self.coder.broken]
+        codes = {site.name: self.coder.code(p, 0) for p in usable for site in self.groups[p].sites}
+        return WeightChoices(codes, self._contrib(usable, codes), self.coder.gains)
+
+    def _contrib(self, usable: list[int], kept: Collection[str]) -> frozenset[str]:
+        """Those of the sites ``kept`` that are written with operators of com.microsoft."""
+        sites = (site for p in usable if self.groups[p].contrib for site in self.groups[p].sites)
+        return frozenset(site.name for site in sites if site.name in kept)
+
     def _keep(self, usable: list[int], limit: float) -> WeightDraft:
         """Every group on its first grid with an error up to ``limit``, or float."""
         codes: dict[str, Codes] = {}
@@ -98,8 +110,7 @@ class WeightDrafter:
         sites, left = select(present, lambda site: None if site.name in codes else self._suffers(site, limit))
         declined = [Declined(name, reason) for name, reason in self.coder.broken.items()] + left
         kept = {site.name for site in sites}
-        contrib = frozenset(s.name for p in usable if self.groups[p].contrib for s in self.groups[p].sites) & kept
-        choices = WeightChoices({name: codes[name] for name in codes if name in kept}, contrib, self.coder.gains)
+        choices = WeightChoices(codes, self._contrib(usable, kept), self.coder.gains).only(kept)
         return WeightDraft(limit, sites, choices, declined, self._notes(limit, raised, sites))
 
     def _suffers(self, site: Site, limit: float) -> str:

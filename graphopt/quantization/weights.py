@@ -32,7 +32,8 @@ class Codes:
     @property
     def nbytes(self) -> int:
         """Bytes in a file."""
-        size = self.codes.size * self.grid.bits + (0 if self.zero is None else self.zero.size * self.grid.bits)
+        bits = next(width for width in (2, 4, 8) if width >= self.grid.bits)  # seven bits are stored in eight
+        size = (self.codes.size + (0 if self.zero is None else self.zero.size)) * bits
         return -(-size // 8) + self.scale.size * self.stored.itemsize
 
     @property

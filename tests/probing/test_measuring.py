@@ -13,6 +13,7 @@ from graphopt.pipeline.fidelity import mean_divergence
 from graphopt.probing import measuring
 from graphopt.probing.variants import int8_variants, prune_variants
 from graphopt.runtime.metrics import ComparisonAccumulator
+from graphopt.runtime.provider import default_target
 from graphopt.runtime.sessions import Sessions
 from tests.fake_context import FakeContext
 from tests.report.models import residual_mlp
@@ -26,6 +27,7 @@ def test_figures_are_those_of_the_whole_models(monkeypatch: pytest.MonkeyPatch, 
     model = residual_mlp(layers=3)
     make_names_unique(model)
     context = FakeContext(model)
+    context.target = default_target("cpu")  # the kernels of another one may saturate here
     variants, _ = int8_variants(model, context, "static")  # type: ignore[arg-type]
     pruned, _ = prune_variants(GraphView(model), context, 0.25)  # type: ignore[arg-type]
     variants += pruned

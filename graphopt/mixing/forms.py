@@ -1,0 +1,90 @@
+"""The forms that weights can take, each worked out for every site that has it, ready to be written for some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import onnx_ir as ir
+
+from graphopt.editing import GraphEditor
+from graphopt.precision.storage import find_storable, store
+from graphopt.quantization.drafting import Drafter, Mode, impossible, write_choices
+from graphopt.quantization.groups import Settings
+from graphopt.quantization.sites import Linear, Site, Table
+from graphopt.quantization.weight_drafting import WeightDrafter, write_weights
+from graphopt.transform import PassContext
+
+FormName = Literal["float16", "int8-static", "int8-dynamic", "int4"]
+FORMS: tuple[FormName, ...] = get_args(FormName)
+_BLOCK = 128  #: weights of four bits that share a scale
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Form:
+    """One way to store and to multiply weights."""
+
+    name: FormName
+    sites: Mapping[str, Site]  #: that can take it, by name
+    sizes: Mapping[str, int]  #: bytes of a site's weight in it, by name of the site
+    write: Callable[[GraphEditor, Collection[str]], None]  #: gives it to the named sites of the editor's model
+    computes: bool = True  #: whether anything but the stored bytes changes when the model is loaded
+
+
+def make_form(name: FormName, model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
+    """The form of that name for those of ``sites`` that can take it. Needs inputs to calibrate on."""
+    if name == "float16":
+        return _half(model, sites)
+    if name == "int4":
+        return _four_bits(model, ctx, sites)
+    return _int8(name, "static" if name == "int8-static" else "dynamic", model, ctx, sites)
+
+
+def _half(model: ir.Model, sites: Sequence[Site]) -> Form:
+    """Stored in 16 bits behind a Cast that loading folds."""
+    homes: dict[str, list[Site]] = {}
+    for site in sites:
+        homes.setdefault(site.weight.name or "", []).append(site)
+    found, _ = find_storable(model, ir.DataType.FLOAT16, lambda value: None if value.name in homes else "no site")
+    sizes = {site.name: stored.tensor.nbytes for stored in found for site in homes[stored.value.name or ""]}
+
+    def write(editor: GraphEditor, names: Collection[str]) -> None:
+        wanted = {site.weight.name for site in sites if site.name in names}
+        chosen, _ = find_storable(
+            editor.model, ir.DataType.FLOAT16, lambda value: None if value.name in wanted else "another form"
+        )
+        for stored in chosen:
+            store(editor, stored)
+        editor.drop_dead()
+
+    return Form("float16", {site.name: site for site in sites if site.name in sizes}, sizes, write, computes=False)
+
+
+def _int8(name: FormName, mode: Mode, model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
+    drafter = Drafter(model, ctx, [site for site in sites if site.dtype is ir.DataType.FLOAT])
+    choices, _ = drafter.propose(mode)
+    able = [s for s in drafter.sites if s.name in choices.codes and impossible(mode, choices, s) is None]
+    if mode == "static":  # what stays dynamic in it is the other form
+        able = [s for s in able if isinstance(s, Linear) and s.activation.name in choices.ranges]
+    known = {site.name: site for site in able}
+
+    def write(editor: GraphEditor, names: Collection[str]) -> None:
+        write_choices(editor, drafter.restrict(choices, [known[n] for n in known if n in names]))
+
+    return Form(name, known, {n: choices.codes[n].nbytes for n in known}, write)
+
+
+def _four_bits(model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
+    settings = Settings(
+        bits=4, block=_BLOCK, symmetric=False, method="gptq", embeddings=4, form="auto", max_error=1.0
+    )  # fmt: skip
+    able = [s for s in sites if isinstance(s, Table) or not (s.convolves or s.recurrent or s.packed_attention)]
+    drafter = WeightDrafter(model, ctx, able, settings)
+    choices = drafter.propose()
+    known = {site.name: site for site in able if site.name in choices.codes}
+
+    def write(editor: GraphEditor, names: Collection[str]) -> None:
+        write_weights(editor, choices.only(names))
+
+    return Form("int4", known, {n: choices.codes[n].nbytes for n in known}, write)

@@ -1,0 +1,204 @@
+"""Finds the forms of all places: measures what each loses and saves alone, then goes as far as the bounds ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import onnx_ir as ir
+
+from graphopt.mixing.forms import Form
+from graphopt.mixing.frontier import Option, Step, steps
+from graphopt.mixing.gains import seconds_saved
+from graphopt.mixing.places import Place, assigned
+from graphopt.quantization.sites import Linear
+from graphopt.transform import PassContext, Variant
+
+MARGIN = 0.1  #: of what may be lost, left over for other inputs than those that were chosen on
+_TIGHTER = 0.98  #: share of a wanted latency that is aimed at, for timing is noisy
+_FRAMES = 1.002  #: a file is that much larger than its weights and nodes say: what the pipeline notes in it
+_SECONDS = 3.0  #: of timing, for each model that is compared
+_ASIDE = 0.05  #: weight of what was not asked for, bytes or time: it decides where the other is equal
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Forms by place, and how they were found."""
+
+    forms: Mapping[str, str]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A way of giving up precision, and how much of it is gone."""
+
+    title: str
+    path: Sequence[Step]
+    taken: int
+
+    @property
+    def forms(self) -> dict[str, str]:
+        return _after(self.path, self.taken)
+
+
+class Search:
+    """One search for one model; measurements are made once."""
+
+    def __init__(
+        self, model: ir.Model, ctx: PassContext, places: Sequence[Place], forms: Sequence[Form], *, samples: int
+    ) -> None:
+        self.model, self.ctx, self.places, self.forms = model, ctx, places, forms
+        self.samples = samples
+
+    # -- what single places lose and save -------------------------------------------------------------------------
+    @cached_property
+    def losses(self) -> dict[tuple[str, str], float]:
+        """By place and form, the mean ``1 - cosine`` of the outputs when nothing else is changed."""
+        keys = {f"{form}:{place.name}": (place, form) for place in self.places for form in place.forms}
+        variants = [
+            Variant(key, place.nodes, partial(self.build, {place.name: form})) for key, (place, form) in keys.items()
+        ]
+        found = self.ctx.sensitivities(self.model, variants, limit=self.samples)
+        return {(place.name, form): max(0.0, found[key]) for key, (place, form) in keys.items()}
+
+    @cached_property
+    def saved(self) -> dict[tuple[str, str], float]:
+        """Seconds by place and form."""
+        return seconds_saved(self.model, self.ctx, self.places, self.forms)
+
+    @cached_property
+    def options(self) -> dict[str, list[Option]]:
+        """By place: what each form gains, as a share of the whole, and loses."""
+        speed, size = self._weights()
+        by_name: dict[str, Form] = {form.name: form for form in self.forms}
+        run, whole = self._seconds(self.model), sum(place.bytes for place in self.places)
+        found: dict[str, list[Option]] = {}
+        for place in self.places:
+            for form in place.forms:
+                smaller = (place.bytes - place.bytes_in(by_name[form])) / whole
+                faster = self.saved.get((place.name, form), 0.0) / run
+                gain = speed * faster + size * smaller
+                found.setdefault(place.name, []).append(Option(form, gain, self.losses[place.name, form]))
+        return found
+
+    def _paths(self) -> Iterator[tuple[str, list[Step]]]:
+        """Ways to go: with every form, and with one alone in all products, in case what single kinds save misleads."""
+        yield "all forms", steps(self.options)
+        products = {place.name for place in self.places if any(isinstance(site, Linear) for site in place.sites)}
+        computing = [form.name for form in self.forms if form.computes and products]
+        for form in computing if len(computing) > 1 else ():
+            allowed = {
+                place: [o for o in listed if place not in products or o.form == form or o.form not in computing]
+                for place, listed in self.options.items()
+            }
+            yield f"{form} alone", steps(allowed)
+
+    def _weights(self) -> tuple[float, float]:
+        """How much a share of the time counts, and a share of the bytes."""
+        bounds = self.ctx.bounds
+        if bounds.max_bytes is not None and bounds.max_latency_ratio is None:
+            return _ASIDE, 1.0
+        return 1.0, 1.0 if bounds.max_bytes is not None else _ASIDE
+
+    # -- models ---------------------------------------------------------------------------------------------------
+    def build(self, assignment: Mapping[str, str]) -> ir.Model:
+        """The model with these forms."""
+        return assigned(self.model, self.places, self.forms, assignment)
+
+    def _seconds(self, model: ir.Model) -> float:
+        return self.ctx.latency({"": model})[""]
+
+    # -- the choice -----------------------------------------------------------------------------------------------
+    def run(self, reach: float = 1.0) -> Mix:
+        """As few steps as the wanted size and latency take, or without any as many as the guard stands.
+
+        ``reach`` is a share of the steps that would be taken. What is wanted but not reached is noted.
+        """
+        route, notes = self._to_targets() if self._wanted else self._to_the_fastest()
+        route = replace(route, taken=round(reach * route.taken))
+        notes.append(f"{route.taken} of {len(route.path)} steps of the way with {route.title}")
+        return Mix(route.forms, notes)
+
+    @property
+    def _wanted(self) -> bool:
+        return self.ctx.bounds.max_bytes is not None or self.ctx.bounds.max_latency_ratio is not None
+
+    def _to_targets(self) -> tuple[_Route, list[str]]:
+        """The shortest way to what is wanted on the first path that leads there."""
+        furthest: _Route | None = None
+        for title, path in self._paths():
+            most = self._last(len(path), partial(self._accepted, path))
+            least = self._first(most, partial(self._reached, path))
+            if least is not None:
+                return _Route(title, path, least), []
+            furthest = furthest or _Route(title, path, most)
+        assert furthest is not None
+        return furthest, [self._short(furthest)]
+
+    def _to_the_fastest(self) -> tuple[_Route, list[str]]:
+        """Each path as far as the guard stands; of their ends the one that runs fastest."""
+        routes: dict[str, _Route] = {}
+        for title, path in self._paths():
+            most = self._last(len(path), partial(self._accepted, path))
+            if most and all(_after(path, most) != known.forms for known in routes.values()):
+                routes[title] = _Route(title, path, most)
+        if not routes:
+            return _Route("all forms", (), 0), ["nothing gains anything that the guard stands"]
+        if len(routes) == 1:
+            return next(iter(routes.values())), []
+        ends = {title: self.build(route.forms) for title, route in routes.items()}
+        seconds = self.ctx.latency(ends, seconds=_SECONDS * len(ends))
+        ranked = sorted(seconds, key=lambda title: seconds[title])
+        told = ", ".join(f"{title} {seconds[title] / seconds[ranked[0]]:.2f}" for title in ranked)
+        return routes[ranked[0]], [f"latencies where the ways end: {told}"]
+
+    def _accepted(self, path: Sequence[Step], count: int) -> bool:
+        return self.ctx.acceptable(self.build(_after(path, count)), margin=MARGIN)
+
+    def _reached(self, path: Sequence[Step], count: int) -> bool:
+        bounds, model = self.ctx.bounds, self.build(_after(path, count))
+        if bounds.max_bytes is not None and self.ctx.file_bytes(model) * _FRAMES > bounds.max_bytes:
+            return False
+        return bounds.max_latency_ratio is None or self._ratio(model) <= bounds.max_latency_ratio * _TIGHTER
+
+    def _ratio(self, model: ir.Model) -> float:
+        seconds = self.ctx.latency({"original": self.ctx.original, "this": model}, seconds=2 * _SECONDS)
+        return seconds["this"] / seconds["original"]
+
+    def _short(self, route: _Route) -> str:
+        """How far from what is wanted a way ends, and why."""
+        model, bounds, reached = self.build(route.forms), self.ctx.bounds, []
+        if bounds.max_bytes is not None:
+            reached.append(f"{self.ctx.file_bytes(model) / 1e6:.2f} MB, {bounds.max_bytes / 1e6:g} MB wanted")
+        if bounds.max_latency_ratio is not None:
+            reached.append(f"{self._ratio(model):.2f} x the latency, {bounds.max_latency_ratio:g} x wanted")
+        all_of_it = route.taken == len(route.path)
+        why = "every place has the best form there is for it" if all_of_it else "the guard stands no more"
+        return f"{' and '.join(reached)}: {why}"
+
+    def _last(self, most: int, holds: Callable[[int], bool]) -> int:
+        """The last of 0..most that holds, where all before it do, and 0 does."""
+        return most if not most or holds(most) else self._turn(most, holds)
+
+    def _first(self, most: int, holds: Callable[[int], bool]) -> int | None:
+        """The first of 0..most that holds, where all behind it do; None where ``most`` does not."""
+        if not holds(most):
+            return None
+        return 0 if not most or holds(0) else 1 + self._turn(most, lambda count: not holds(count))
+
+    def _turn(self, high: int, holds: Callable[[int], bool]) -> int:
+        """The last that holds below ``high``, which does not; 0 does."""
+        low = 0
+        with self.ctx.progress("trying mixes", (high - 1).bit_length()) as bar:
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if holds(middle) else (low, middle)
+                bar.advance()
+        return low
+
+
+def _after(path: Sequence[Step], count: int) -> dict[str, str]:
+    """Forms after the first steps of a path."""
+    return {step.place: step.form for step in path[:count]}

@@ -1,0 +1,154 @@
+"""Give each weight the form that suits it: float, half precision, int8 or four bits, as the bounds of the run allow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar
+
+import onnx_ir as ir
+from pydantic import Field
+
+from graphopt.analysis.view import GraphView
+from graphopt.editing import GraphEditor
+from graphopt.errors import UsageError
+from graphopt.mixing.forms import FORMS, Form, FormName, make_form
+from graphopt.mixing.places import Place, find_places, write_assignment
+from graphopt.mixing.search import Mix, Search
+from graphopt.quantization.finding import INT8, WEIGHT_ONLY, find_sites
+from graphopt.quantization.opset import raised_to
+from graphopt.quantization.rescaling import rescaled
+from graphopt.quantization.selection import Patterns, excluded, select
+from graphopt.quantization.sites import Site
+from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
+
+_OPSET = 13  #: per-channel DequantizeLinear; int4 takes operators of com.microsoft where the model is older than 21
+
+
+class QuantizeConfig(PassConfig):
+    """Which forms there are to choose from."""
+
+    forms: tuple[FormName, ...] = FORMS
+    """Forms besides float32: float16 (stored), int8-static, int8-dynamic, int4 (weights alone)."""
+
+    assign: dict[str, FormName] | None = None
+    """Forms by node, in place of the search; nodes that are not named stay as they are. What a replay is given."""
+
+    reach: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps towards the bound that are taken; lowered where the guard refuses on inputs of its own."""
+
+    samples: int = Field(default=48, ge=1)
+    """Held-out inputs on which each place is tried in each form."""
+
+    exclude: Patterns = Field(default_factory=list)
+    """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
+
+    exclude_ops: list[str] = Field(default_factory=list)
+    """Op types to leave alone, e.g. Gemm or Gather."""
+
+
+class Quantize(Pass[QuantizeConfig]):
+    """Choose for every weight between float32, float16, int8 with fixed or found ranges, and four bits.
+
+    Matches:  what ``int8`` and ``weights`` match. Readers of one activation or of one weight take one form together.
+    Rewrites: as those passes do, and as ``fp16`` stores weights.
+    Chooses:  each place is tried alone in each form: how far the outputs move on held-out inputs, and how much sooner a
+              run ends on this machine. Then places give up precision in the order of what is gained for what is lost
+              (see ``mixing.frontier``): as far as the guard stands (--min-cosine, --max-drop), or only as far as
+              --target-size and --target-latency take, each time checked on the whole model.
+    Declines: to choose without inputs.
+    """
+
+    name: ClassVar[str] = "quantize"
+    fidelity: ClassVar[Fidelity] = Fidelity.LOSSY
+    order: ClassVar[Order] = Order.PRECISION
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
+    strength: ClassVar[str | None] = "reach"
+    weakest: ClassVar[float] = 0.0
+    Config: ClassVar[type[PassConfig]] = QuantizeConfig
+
+    def plan(self, view: GraphView, ctx: PassContext) -> Plan:
+        """Work out the forms, find who takes which."""
+        if not ctx.has_data or not ctx.can_run:
+            why = "needs inputs to choose on: give --data" if ctx.can_run else "cannot run the original here"
+            return Plan(declined=(Declined("model", why),))
+        model, notes = raised_to(view.model, _OPSET)
+        sites, declined = self._sites(model)
+        if not sites:
+            return Plan((), tuple(declined), ("nothing to quantize",))
+        model, count = rescaled(model, ctx, lambda m: self._sites(m)[0])
+        sites, declined = self._sites(model)
+        if count:
+            notes.append(f"channels of {count} activations scaled by the weights around them")
+        wanted = self.config.forms if self.config.assign is None else dict.fromkeys(self.config.assign.values())
+        forms = [make_form(name, model, ctx, sites) for name in FORMS if name in wanted]
+        places = find_places(sites, forms)
+        if self.config.assign is None:
+            mix = Search(model, ctx, places, forms, samples=self.config.samples).run(self.config.reach)
+            chosen, notes = dict(mix.forms), [*notes, *_told(mix, places)]
+        else:
+            chosen = _checked(self.config.assign, places)
+        changes = _changes(places, forms, chosen)
+        left = [Declined(place.name, "float32 is the best it can have") for place in places if place.name not in chosen]
+        return Plan(
+            tuple(changes),
+            (*declined, *left),
+            tuple(notes),
+            resolved={"assign": chosen},
+            payload=(model, places, forms, chosen),
+        )
+
+    def apply(self, editor: GraphEditor, plan: Plan) -> None:
+        """Write every place in its form."""
+        if not plan.empty:
+            model, places, forms, chosen = plan.payload
+            editor.adopt(model)
+            write_assignment(editor, places, forms, chosen)
+
+    def _sites(self, model: ir.Model) -> tuple[list[Site], list[Declined]]:
+        """What some form can take, in graph order, and why nothing can take the rest."""
+        verdict = excluded(self.config.exclude, self.config.exclude_ops)
+        found: dict[str, Site] = {}
+        reasons: dict[str, Declined] = {}
+        for scope in (INT8, WEIGHT_ONLY):
+            sites, declined = find_sites(model, scope)
+            found = {**{site.name: site for site in sites}, **found}
+            reasons.update({item.site: item for item in declined})
+        order = {id(node): number for number, node in enumerate(model.graph)}
+        sites, left = select(sorted(found.values(), key=lambda site: order.get(id(site.node), len(order))), verdict)
+        return sites, [item for name, item in reasons.items() if name not in found] + left
+
+
+def _checked(assign: dict[str, FormName], places: Sequence[Place]) -> dict[str, str]:
+    able = {place.name: place.forms for place in places}
+    for name, form in assign.items():
+        if name not in able:
+            raise UsageError(f"assign: no place {name!r}; there are: {', '.join(able)}")
+        if form not in able[name]:
+            raise UsageError(f"assign: {name!r} has no form {form!r}; it has {', '.join(able[name])}")
+    return dict(assign)
+
+
+def _changes(places: Sequence[Place], forms: Sequence[Form], chosen: dict[str, str]) -> list[Change]:
+    by_name: dict[str, Form] = {form.name: form for form in forms}
+    changes = []
+    for place in places:
+        if (name := chosen.get(place.name)) is None:
+            continue
+        form = by_name[name]
+        weights: set[int] = set()
+        for site in place.sites:
+            tensor = site.weight.const_value
+            assert tensor is not None
+            saves = tensor.nbytes - form.sizes[site.name] if id(site.weight) not in weights else 0
+            weights.add(id(site.weight))
+            before = f"{site.node.op_type} with float32 {list(tensor.shape.numpy())}"
+            changes.append(Change(site.name, before, name, saves))
+    return changes
+
+
+def _told(mix: Mix, places: Sequence[Place]) -> list[str]:
+    """How many places took each form, and what decided."""
+    count = Counter(mix.forms.get(place.name, "float32") for place in places)
+    forms = ", ".join(f"{number} {name}" for name, number in count.most_common())
+    return [f"{len(places)} places: {forms}", *mix.notes]
