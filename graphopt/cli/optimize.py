@@ -18,10 +18,10 @@ def optimize(
         Path | None, options.option("--output", "-o", metavar="FILE", help="Default: MODEL's stem + .opt.onnx.")
     ] = None,
     passes: Annotated[
-        str | None, options.option("--passes", "-p", metavar="LIST", help="'prune(ratio=0.3),int8'; default fuse.")
+        str | None, options.option("--passes", "-p", metavar="LIST", help="E.g. 'prune(ratio=0.3),int8' (fuse).")
     ] = None,
     recipe: Annotated[
-        str | None, options.option("--recipe", "-r", metavar="NAME", help="Preset, YAML, JSON, report or model.")
+        str | None, options.option("--recipe", "-r", metavar="NAME", help="Preset, recipe, report or model.")
     ] = None,
     original: options.Original = None,
     data: options.Data = None,
@@ -31,25 +31,25 @@ def optimize(
         str | None, options.option("--metric", metavar="SPEC", help="module:function, higher is better.")
     ] = None,
     min_cosine: Annotated[
-        float | None, options.option("--min-cosine", metavar="X", help="Least mean cosine per output (0.95).")
+        float | None, options.option("--min-cosine", metavar="X", help="Least cosine per output (0.95).")
     ] = None,
     max_drop: Annotated[
-        float | None, options.option("--max-drop", metavar="X", help="Most the metric may fall (1 % of it).")
+        float | None, options.option("--max-drop", metavar="X", help="Most the metric may fall (1 %).")
     ] = None,
     target_size: Annotated[
-        float | None, options.option("--target-size", metavar="MB", help="Most the files may take, in 10^6 bytes.")
+        float | None, options.option("--target-size", metavar="MB", help="Most megabytes of the files.")
     ] = None,
     target_latency: Annotated[
-        float | None, options.option("--target-latency", metavar="X", help="Most latency, as a share of the original.")
+        float | None, options.option("--target-latency", metavar="X", help="Most latency, the original's is 1.")
     ] = None,
     provider: options.Provider = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
     no_validate: Annotated[bool, options.flag("--no-validate", help="Do not run the models.")] = False,
     no_cleanup: Annotated[bool, options.flag("--no-cleanup", help="Do not run cleanup first.")] = False,
-    keep_best: Annotated[bool, options.flag("--keep-best", help="Write the safe part even on failure.")] = False,
+    keep_best: Annotated[bool, options.flag("--keep-best", help="Write the safe part on failure.")] = False,
     keep_slower: Annotated[bool, options.flag("--keep-slower", help="Keep passes that slow the model.")] = False,
-    keep_notes: Annotated[bool, options.flag("--keep-notes", help="Keep the exporter's debugging notes.")] = False,
+    keep_notes: Annotated[bool, options.flag("--keep-notes", help="Keep exporters' debugging notes.")] = False,
     dry_run: Annotated[bool, options.flag("--dry-run", help="Show the plan, write nothing.")] = False,
     report: Annotated[
         Path | None, options.option("--report", metavar="FILE", help="Also write the result as JSON.")

@@ -19,13 +19,13 @@ def flag(*names: str, help: str) -> Any:
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file.", show_default=False)]
-Original = Annotated[Path | None, option("--original", metavar="FILE", help="Hold against this file instead of MODEL.")]
-Data = Annotated[str | None, option("--data", metavar="SPEC", help=".npz, folder, file.py:function, text.")]
+Original = Annotated[Path | None, option("--original", metavar="FILE", help="Hold against this file, not MODEL.")]
+Data = Annotated[str | None, option("--data", metavar="SPEC", help=".npz, folder, file.py:name, text.")]
 Tokenizer = Annotated[Path | None, option("--tokenizer", metavar="FILE", help="tokenizer.json, for text data.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Most samples to read.", min=1)]
 Provider = Annotated[str | None, option("--provider", metavar="NAME", help="cpu (default), cuda, tensorrt, ...")]
 Threads = Annotated[int | None, option("--threads", metavar="N", help="Threads (default: all cores).", min=1, max=1024)]
-Seed = Annotated[int | None, option("--seed", metavar="N", help="Of synthetic inputs and splits (0).", min=0)]
+Seed = Annotated[int | None, option("--seed", metavar="N", help="Of synthetic inputs, splits (0).", min=0)]
 Json = Annotated[bool, flag("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, flag("--quiet", "-q", help="No talk on stderr.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more.", show_default=False, metavar="")]
