@@ -10,7 +10,7 @@ from pydantic import Field
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.model import clone_model
-from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
+from graphopt.quantization.drafting import Draft, Drafter
 from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
 from graphopt.quantization.opset import raised_to
@@ -20,6 +20,7 @@ from graphopt.quantization.selection import Patterns, excluded, readers_by_activ
 from graphopt.quantization.sites import Site, Table
 from graphopt.quantization.statistics import collect_channels
 from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes, saturates
+from graphopt.quantization.writer import Int8Writer
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
@@ -123,7 +124,7 @@ class Int8(Pass[Int8Config]):
         if products := float_products(model):
             notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
         if draft.sites and ctx.can_run:
-            notes += fusion_notes(ctx.loaded(written(model, draft.choices)), draft.sites)
+            notes += fusion_notes(ctx.loaded(Int8Writer.written(model, draft.choices)), draft.sites)
         return Plan(
             tuple(changes),
             (*declined, *draft.declined),
@@ -138,7 +139,7 @@ class Int8(Pass[Int8Config]):
             raised, choices = plan.payload
             if raised is not None:
                 editor.adopt(raised)
-            write_choices(editor, choices)
+            Int8Writer.rewrite(editor, choices)
 
     def _rescaled(self, view: GraphView, model: ir.Model, ctx: PassContext) -> tuple[ir.Model, int]:
         """A model with loud channels scaled down at no cost, and of how many activations."""
@@ -168,7 +169,7 @@ class Int8(Pass[Int8Config]):
         if mode != "auto":
             return drafter.draft(mode), []
         drafts = {m: drafter.draft(m) for m in ("dynamic", "static")}
-        models = {m: written(drafter.model, draft.choices) for m, draft in drafts.items()}
+        models = {m: Int8Writer.written(drafter.model, draft.choices) for m, draft in drafts.items()}
         seconds = ctx.latency(models)
         ratio = seconds["static"] / seconds["dynamic"]
         weakened = drafts["static"].max_error < drafts["dynamic"].max_error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -13,13 +14,14 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.importance import Evidence, activation, collect_moments, consumers, magnitude, normalisers
 from graphopt.model import clone_model
-from graphopt.quantization.drafting import Drafter, Mode, written
+from graphopt.quantization.choices import Choices
+from graphopt.quantization.drafting import Drafter, Mode
 from graphopt.quantization.finding import find_sites
 from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.selection import readers_by_activation
 from graphopt.quantization.sites import Linear, Site, Table
 from graphopt.quantization.statistics import collect_histograms, widths_of
-from graphopt.quantization.writer import Choices
+from graphopt.quantization.writer import Int8Writer
 from graphopt.slicing import mask_units
 from graphopt.transform import Declined, PassContext
 
@@ -82,7 +84,9 @@ def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Vari
     operator = "table" if isinstance(first, Table) else node.op_type
     alone = replace(choices, codes={site.name: choices.codes[site.name] for site in sites})
     name = node.name or first.name
-    return Variant("int8", name, first.weight.name or "", operator, dims, saves, (node,), lambda: written(model, alone))
+    return Variant(
+        "int8", name, first.weight.name or "", operator, dims, saves, (node,), partial(Int8Writer.written, model, alone)
+    )
 
 
 def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[list[Variant], list[Declined]]:

@@ -10,12 +10,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
-from graphopt.model import clone_model
 from graphopt.quantization.balance import choose_gain, gains_for
+from graphopt.quantization.choices import Choices, StaticRange, constant_bias
 from graphopt.quantization.correction import mean_shifts
 from graphopt.quantization.errors import measure_errors
-from graphopt.quantization.finding import find_sites
 from graphopt.quantization.grids import Grid
 from graphopt.quantization.limiting import within
 from graphopt.quantization.ranges import RangeMethod, choose_range
@@ -24,7 +22,7 @@ from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight
 from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
 from graphopt.quantization.weights import INT8_GRID, Codes, quantize, read_matrix, site_matrix
-from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
+from graphopt.quantization.writer import Int8Writer
 from graphopt.transform import Declined, PassContext
 
 Mode = Literal["dynamic", "static"]
@@ -149,7 +147,7 @@ class Drafter:
         return found
 
     def _accepts(self, draft: Draft) -> bool:
-        return self.ctx.acceptable(written(self.model, draft.choices))
+        return self.ctx.acceptable(Int8Writer.written(self.model, draft.choices))
 
     def _keep(self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float) -> Draft:
         """The draft in which sites with an error above ``limit`` stay float."""
@@ -183,19 +181,3 @@ def _objection(mode: Mode, choices: Choices, errors: Mapping[str, float], limit:
     if error <= limit:
         return None
     return f"int8 would disturb {error:.2%} of its output's variance (max_error {limit:.2%})"
-
-
-def write_choices(editor: GraphEditor, choices: Choices) -> None:
-    """Rewrite the named sites of the editor's model."""
-    sites = [site for site in find_sites(editor.model)[0] if site.name in choices.codes]
-    writer = Int8Writer(editor, choices, sites)
-    for site in sites:
-        writer.write(site)
-    editor.drop_dead()
-
-
-def written(model: ir.Model, choices: Choices) -> ir.Model:
-    """A rewritten clone."""
-    clone = clone_model(model)
-    write_choices(GraphEditor(clone), choices)
-    return clone

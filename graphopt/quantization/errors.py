@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.lowering import Lowering
+from graphopt.quantization.choices import Choices, StaticRange
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import observe, widths_of
 from graphopt.quantization.weights import Codes, site_matrix
-from graphopt.quantization.writer import Choices, StaticRange
 from graphopt.transform import PassContext
 
 _ROWS = 128  #: rows kept of each activation

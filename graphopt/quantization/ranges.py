@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from graphopt.quantization.choices import StaticRange
 from graphopt.quantization.statistics import Histogram
-from graphopt.quantization.writer import StaticRange
 
 _SHRINKS = np.linspace(1.0, 0.2, 81)
 _SMALL = 1e-4  #: counts given to every bin, so that no divergence is infinite

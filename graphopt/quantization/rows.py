@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.quantization.packing import offset, packed
-from graphopt.quantization.replacing import SiteWriter
+from graphopt.quantization.replacing import ChoicesT, SiteWriter
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
 from graphopt.quantization.weights import Codes
 
 
-class RowWriter(SiteWriter):
+class RowWriter(SiteWriter[ChoicesT]):
     """Writes what stands in for a Gather or a Slice of rows."""
 
     def _codes(self, site: Site, *, transpose: bool = False) -> ir.Value:
