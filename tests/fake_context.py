@@ -22,7 +22,7 @@ class FakeContext:
         self, original: ir.Model, *, feeds: int = 12, size: int = 6, has_data: bool = True, accept: float = 1.0
     ) -> None:
         self.original, self.has_data, self.can_run, self.seed = original, has_data, True, 0
-        self.provider, self.target = "cpu", "cpu-vnni"
+        self.provider, self.target, self.native = "cpu", "cpu-vnni", True
         self.accept, self.observed = accept, 0
         self.seconds: dict[str, float] = {}  # of single nodes; the others take 1.0
         dims = symbolic_dims(original)

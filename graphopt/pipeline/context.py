@@ -32,6 +32,7 @@ class PipelineContext:
         original: ModelRuns,
         *,
         target: str,
+        native: bool,
         seed: int,
         has_data: bool,
         judge: Callable[[ir.Model], bool],
@@ -41,7 +42,7 @@ class PipelineContext:
         assert isinstance(original.model, ir.Model)
         self.original: ir.Model = original.model
         self.provider: str = original.sessions.provider
-        self.target, self.seed, self.has_data = target, seed, has_data
+        self.target, self.native, self.seed, self.has_data = target, native, seed, has_data
         self._runs = original
         self._judge = judge
         self._stopwatch = stopwatch

@@ -15,12 +15,10 @@ from graphopt.editing import GraphEditor
 from graphopt.importance import Evidence, activation, collect_moments, consumers, magnitude, normalisers
 from graphopt.model import clone_model
 from graphopt.quantization.choices import Choices
-from graphopt.quantization.drafting import Drafter, Mode
+from graphopt.quantization.drafting import Drafter
 from graphopt.quantization.finding import find_sites
-from graphopt.quantization.ranges import RangeMethod, choose_range
-from graphopt.quantization.selection import readers_by_activation
 from graphopt.quantization.sites import Linear, Site, Table
-from graphopt.quantization.statistics import collect_histograms, widths_of
+from graphopt.quantization.targets import Mode, target_named
 from graphopt.quantization.writer import Int8Writer
 from graphopt.slicing import mask_units
 from graphopt.transform import Declined, PassContext
@@ -50,17 +48,15 @@ def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[V
 
     Outlier channels are not balanced: a gain concerns all readers of an activation together.
     """
-    sites, declined = find_sites(model)
+    target = replace(target_named(ctx.target), fused=False)
+    found, declined = find_sites(model)
+    sites = [site for site in found if target.objection(site) is None]
+    declined += [Declined(site.name, reason) for site in found if (reason := target.objection(site)) is not None]
     if not sites:
         return [], declined
-    drafter = Drafter(model, ctx, sites)
-    ranges = {}
-    if mode == "static":
-        readers = readers_by_activation(sites, model)
-        observed = {n: ls for n, ls in readers.items() if any(not s.always_dynamic for s in ls)}
-        found = collect_histograms(model, ctx, widths_of(observed), {})
-        ranges = {name: choose_range(histogram, RangeMethod.MSE) for name, histogram in found.items()}
-    choices = Choices(drafter.codes, ranges)
+    drafter = Drafter(model, ctx, sites, target=target)
+    ranges = drafter.ranges() if mode == "static" or not target.dynamic else {}
+    choices = Choices(drafter.codes, ranges, integer_bias=target.integer_bias)
     declined += [Declined(name, reason) for name, reason in drafter.broken.items()]
     places: dict[int, list[Site]] = {}  # by node: the two products of an LSTM are quantized together or not at all
     for site in sites:

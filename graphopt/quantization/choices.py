@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from graphopt.quantization.grids import UINT8, Grid
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.weights import Codes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class StaticRange:
-    """How an activation is quantized once and for all: ``x ~= (code - zero) * scale``, codes 0..255."""
+    """How an activation is quantized once and for all: ``x ~= (code - zero) * scale``, with the codes of ``grid``."""
 
     scale: float
     zero: int
+    grid: Grid = UINT8
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -30,6 +32,7 @@ class Choices:
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by site name; what int8 adds to a product, [N]
     #: Static products with a bias as ONNX Runtime's own operator: of the standard nodes it fuses all but the bias
     contrib: bool = False
+    integer_bias: bool = True  #: of a static Conv or Gemm: int32 in units of the accumulator, else float
 
 
 def constant_bias(site: Linear) -> np.ndarray | None:

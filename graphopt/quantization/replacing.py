@@ -90,10 +90,18 @@ class SiteWriter(ABC, Generic[ChoicesT]):
             old.name = self.editor.fresh_name(f"{name}_float")
             new.name = name
 
-    def _add(self, op: str, inputs: Sequence[ir.Value | None], site: Site, **attributes: object) -> ir.Value:
+    def _add(
+        self, op: str, inputs: Sequence[ir.Value | None], site: Site, *, domain: str = "", **attributes: object
+    ) -> ir.Value:
         """One node before the site's. Its value has a short name: a thousand long ones would be felt in the file."""
         (out,) = self.editor.insert_node(
-            op, inputs, before=site.node, attributes=attributes, outputs=[self.prefix], name=f"{site.name}/{op}"
+            op,
+            inputs,
+            before=site.node,
+            domain=domain,
+            attributes=attributes,
+            outputs=[self.prefix],
+            name=f"{site.name}/{op}",
         )
         return out
 

@@ -9,8 +9,13 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.quantization.choices import Choices, StaticRange
+from graphopt.quantization.grids import Grid
 from graphopt.quantization.products import ProductWriter
+from graphopt.quantization.ranges import RangeMethod, choose_range
 from graphopt.quantization.sites import MICROSOFT, Linear, Site
+from graphopt.quantization.statistics import Histogram
+
+_WIDE_OPSET = 21  #: QuantizeLinear and DequantizeLinear with 16 bits
 
 
 class StaticWriter(ProductWriter):
@@ -26,8 +31,20 @@ class StaticWriter(ProductWriter):
     def _grid(self, chosen: StaticRange, hint: str | None) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point; those of one range are the same values wherever they are needed."""
         scale = self._initializer(("grid", id(chosen)), f"{hint}_scale", np.array(chosen.scale, dtype=np.float32))
-        zero = np.array(chosen.zero, dtype=np.uint8)
-        return scale, self._initializer(("zero", "uint8", chosen.zero), f"{hint}_zero", zero)
+        zero = np.array(chosen.zero, dtype=chosen.grid.dtype)
+        return scale, self._initializer(("zero", zero.dtype.name, chosen.zero), f"{hint}_zero", zero)
+
+    def _domain(self, grid: Grid) -> str:
+        """Where QuantizeLinear and DequantizeLinear know the codes: the standard takes 16 bits from opset 21 on."""
+        opset = self.editor.graph.opset_imports.get("", 1)
+        return MICROSOFT if grid.bits > 8 and opset < _WIDE_OPSET else ""
+
+    def _coded(self, x: ir.Value, chosen: StaticRange, site: Linear) -> ir.Value:
+        """What the codes of ``x`` stand for."""
+        scale, zero = self._grid(chosen, x.name)
+        domain = self._domain(chosen.grid)
+        codes = self._add("QuantizeLinear", [x, scale, zero], site, domain=domain)
+        return self._add("DequantizeLinear", [codes, scale, zero], site, domain=domain)
 
     def _close(self, value: ir.Value, chosen: StaticRange) -> None:
         """All readers of ``value`` see what its codes stand for."""
@@ -35,10 +52,15 @@ class StaticWriter(ProductWriter):
         assert node is not None
         scale, zero = self._grid(chosen, value.name)
         shape, kind = value.shape, value.type
-        (codes,) = self.editor.insert_node("QuantizeLinear", [value, scale, zero], after=node, outputs=["int8"])
+        domain = self._domain(chosen.grid)
+        (codes,) = self.editor.insert_node(
+            "QuantizeLinear", [value, scale, zero], after=node, domain=domain, outputs=[self.prefix]
+        )
         quantize = codes.producer()
         assert quantize is not None
-        (seen,) = self.editor.insert_node("DequantizeLinear", [codes, scale, zero], after=quantize, outputs=["int8"])
+        (seen,) = self.editor.insert_node(
+            "DequantizeLinear", [codes, scale, zero], after=quantize, domain=domain, outputs=[self.prefix]
+        )
         self.editor.replace_uses(value, seen)
         quantize.replace_input_with(0, value)
         seen.shape, seen.type = shape, kind
@@ -50,16 +72,14 @@ class StaticWriter(ProductWriter):
         chosen = self.choices.ranges[self._names[id(site.node)]]
         key = ("static", id(x), id(site.node.graph))
         if key not in self._activations:
-            scale, zero = self._grid(chosen, x.name)
-            quantized = self._add("QuantizeLinear", [x, scale, zero], site)
-            self._activations[key] = [self._add("DequantizeLinear", [quantized, scale, zero], site)]
-        kind = site.node.op_type if site.node.op_type in ("Gemm", "Conv") else "MatMul"
+            self._activations[key] = [self._coded(x, chosen, site)]
+        kind = site.operator
         operands = [self._activations[key][0], self._dequantized(site, stored=kind != "MatMul")]
         if kind == "MatMul" and self.choices.contrib and site.bias is not None:
             return self._product(site, operands)
         if kind == "MatMul":
-            return self._biased(site, self._add("MatMul", operands, site))
-        bias = self._integer_bias(site, chosen)
+            return self._sum(site, self._add("MatMul", operands, site))
+        bias = self._constant_bias(site, chosen)
         operands += [bias] if bias is not None else []
         if kind == "Conv":
             kept = {name: attribute.value for name, attribute in site.node.attributes.items()}
@@ -70,15 +90,31 @@ class StaticWriter(ProductWriter):
     def _product(self, site: Linear, operands: Sequence[ir.Value]) -> ir.Value:
         """Product, scales and bias in one node, from what the DequantizeLinear nodes of its operands read."""
         (x, x_scale, x_zero), (w, w_scale, w_zero) = (_read_by(value) for value in operands)
-        (out,) = self.editor.insert_node(
-            "MatMulIntegerToFloat",
-            [x, w, x_scale, w_scale, x_zero, w_zero, self._addend(site)],
-            before=site.node,
-            domain=MICROSOFT,
-            outputs=["int8"],
-            name=f"{site.name}/MatMulIntegerToFloat",
-        )
-        return out
+        read = [x, w, x_scale, w_scale, x_zero, w_zero, self._addend(site)]
+        return self._add("MatMulIntegerToFloat", read, site, domain=MICROSOFT)
+
+    def _sum(self, site: Linear, product: ir.Value) -> ir.Value:
+        """Product and bias; both as codes where the product's own result is closed."""
+        chosen = self.choices.closed.get(site.node.outputs[0].name or "") if site.bias is not None else None
+        if chosen is None:
+            return self._biased(site, product)
+        bias = self._addend(site)
+        if bias.const_value is not None:
+            bias = self._coded_constant(bias, chosen.grid, site)
+        return self._add("Add", [self._coded(product, chosen, site), bias], site)
+
+    def _coded_constant(self, value: ir.Value, grid: Grid, site: Linear) -> ir.Value:
+        """A constant as codes of its own range."""
+        assert value.const_value is not None
+        array = np.asarray(value.const_value.numpy(), dtype=np.float32)
+        histogram = Histogram()
+        histogram.add(array)
+        chosen = choose_range(histogram, RangeMethod.MINMAX, grid)
+        ends = np.iinfo(grid.dtype)
+        codes = np.clip(np.rint(array / np.float32(chosen.scale)) + chosen.zero, ends.min, ends.max)
+        stored = self.editor.add_initializer(f"{value.name}_codes", codes.astype(grid.dtype))
+        operands = [stored, *self._grid(chosen, value.name)]
+        return self._add("DequantizeLinear", operands, site, domain=self._domain(grid))
 
     def _dequantized(self, site: Linear, *, stored: bool) -> ir.Value:
         """The weight behind a DequantizeLinear: as stored, or as [K, N]."""
@@ -92,12 +128,18 @@ class StaticWriter(ProductWriter):
         scale = self._initializer(("scalar", id(codes), site.alpha), f"{site.weight.name}_scale", factor)
         return self._add("DequantizeLinear", [array, scale, self._zeros(())], site)
 
-    def _integer_bias(self, site: Linear, chosen: StaticRange) -> ir.Value | None:
-        """A constant bias as int32 in units of the accumulator; None where it is none, computed or out of reach."""
+    def _constant_bias(self, site: Linear, chosen: StaticRange) -> ir.Value | None:
+        """A constant bias as int32 in units of the accumulator, or float; None where it is none or computed.
+
+        Also where int32 does not reach, which leaves a Gemm's to an Add.
+        """
         codes = self.choices.codes[site.name]
         array = self._corrected_bias(site)
         if array is None:
             return None
+        if not self.choices.integer_bias:
+            hint = site.bias.value.name if site.bias is not None else f"{site.name}/bias"
+            return self.editor.add_initializer(f"{hint}_float", array.astype(np.float32))
         unit = np.broadcast_to(np.float32(chosen.scale) * codes.scale * np.float32(site.alpha), array.shape)
         integers = np.rint(array / unit)
         if np.abs(integers).max(initial=0) >= 2**31:
