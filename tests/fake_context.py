@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.loaded import loaded_graph
+from graphopt.runtime.provider import default_target
 from graphopt.runtime.session import Session
 
 Feed = dict[str, np.ndarray]
@@ -22,7 +23,7 @@ class FakeContext:
         self, original: ir.Model, *, feeds: int = 12, size: int = 6, has_data: bool = True, accept: float = 1.0
     ) -> None:
         self.original, self.has_data, self.can_run, self.seed = original, has_data, True, 0
-        self.provider, self.target, self.native = "cpu", "cpu-vnni", True
+        self.provider, self.target, self.native = "cpu", default_target(), True
         self.accept, self.observed = accept, 0
         self.seconds: dict[str, float] = {}  # of single nodes; the others take 1.0
         dims = symbolic_dims(original)

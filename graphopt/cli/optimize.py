@@ -37,6 +37,10 @@ def optimize(
         float | None, options.option("--max-drop", metavar="X", help="Most the metric may fall (1 % of it).")
     ] = None,
     provider: options.Provider = None,
+    for_target: Annotated[
+        str | None,
+        options.option("--target", metavar="NAME", help="Kernels to write for: qnn, tensorrt; default: here."),
+    ] = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
     no_validate: Annotated[bool, options.flag("--no-validate", help="Do not run the models.")] = False,
@@ -75,6 +79,7 @@ def optimize(
         min_cosine=min_cosine,
         max_drop=max_drop,
         provider=provider,
+        target=for_target,
         threads=threads,
         seed=seed,
         cleanup=False if no_cleanup else None,

@@ -163,9 +163,9 @@ def target_named(name: str) -> Target:
 
 
 def overflows_here(target: str) -> bool:
-    """Whether this machine's kernels overflow on what the target's take: 16-bit sums of uint8 times 8-bit weights.
+    """Whether this machine's kernels overflow on what the target's take: they add products of 8-bit codes in 16 bits.
 
     Then a model for that target can only be judged here with sessions that avoid these kernels.
     """
     wanted, here = target_named(target), target_named(default_target())
-    return here.weights.bits < wanted.weights.bits and not wanted.activations.symmetric
+    return here.weights.bits < wanted.weights.bits and wanted.activations.bits <= 8

@@ -638,7 +638,7 @@ BRANCHES = f"""
 def test_sites_in_branches(mode: str) -> None:
     model = parse(BRANCHES, {"w": matrix(), "u": matrix(seed=9)})
     feeds = [{**X, "c": np.array(flag)} for flag in (True, False)]
-    result, plan = quantize(model, feeds, mode=mode)
+    result, plan = quantize(model, feeds, mode=mode, reduce_range=True)  # kernels of bodies may overflow
     assert len(plan.changes) == 2 and float_weights(result) == set()
     assert "dynamic" in plan.changes[-1].after, "values inside a body cannot be observed"
     for feed in feeds:
