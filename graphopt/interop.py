@@ -12,12 +12,14 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError
 from graphopt.model import digest, walk_nodes
+from graphopt.runtime.provider import default_target
 from graphopt.transform import Bounds, Change, Fidelity, Order, Pass, PassConfig, Plan, Progress, Variant
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from graphopt.transform import PassContext
+    from graphopt.runtime.provider import default_target
+from graphopt.transform import PassContext
 
 
 def from_ir_pass(
@@ -73,7 +75,7 @@ class NoMeasurements:
     """A PassContext without inputs: it says so, and refuses to measure."""
 
     provider = "cpu"
-    target = "cpu"
+    native = True
     seed = 0
     has_data = False
     can_run = False
@@ -81,6 +83,7 @@ class NoMeasurements:
 
     def __init__(self, original: ir.Model) -> None:
         self.original = original
+        self.target = default_target()
 
     def example(self) -> dict[str, np.ndarray] | None:
         """None."""

@@ -118,6 +118,7 @@ class PassContext(Protocol):
     original: ir.Model  #: the file the user gave, never edited
     provider: str  #: "cpu", "cuda", ...
     target: str  #: "cpu-vnni", "cpu-avx2", "cpu-arm64", "cuda", ...
+    native: bool  #: the target is what runs here; else what is timed here says nothing about it
     seed: int
     has_data: bool  #: real inputs were given (False: only synthetic ones exist)
     bounds: Bounds

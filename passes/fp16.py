@@ -19,6 +19,7 @@ from graphopt.precision.storage import find_storable, store
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.selection import Patterns, Verdict, excluded
 from graphopt.quantization.sites import Table
+from graphopt.quantization.targets import target_named
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _OPSET = 13  #: bfloat16 begins here, and most operators are in their present form
@@ -77,7 +78,7 @@ class Fp16(Pass[Fp16Config]):
         """Rewrite a copy, in the mode that suits the target."""
         mode = self.config.mode
         if mode == "auto":
-            mode = "storage" if ctx.target.startswith("cpu") else "compute"
+            mode = target_named(ctx.target).half
         dtype = _TYPES[self.config.type]
         wanted = mode == "compute" or dtype is ir.DataType.BFLOAT16
         raised, notes = raised_to(view.model, _OPSET) if wanted else (view.model, [])

@@ -26,6 +26,7 @@ from graphopt.passes.fusing import (
 from graphopt.passes.fusing.dependence import trace
 from graphopt.passes.fusing.opset import OLDEST, obstacle, raise_opset
 from graphopt.passes.fusing.work import Work
+from graphopt.quantization.targets import target_named
 from graphopt.transform import Change, Fidelity, Order, Pass, PassConfig, PassContext, Plan
 
 _CLOSE, _MEASUREMENTS = 1.03, 2  #: the operator is slower beyond this ratio, in this many measurements
@@ -69,8 +70,9 @@ class Fuse(Pass[FuseConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Rewrite clones and choose one; the plan carries it."""
-        if ctx.provider != "cpu":
-            return Plan(notes=(f"these forms were measured on the CPU; nothing is known about {ctx.provider}",))
+        if ctx.provider != "cpu" or not target_named(ctx.target).on_cpu:
+            other = ctx.provider if ctx.provider != "cpu" else ctx.target
+            return Plan(notes=(f"these forms were measured on the CPU; nothing is known about {other}",))
         notes: list[str] = []
         try:
             shapes = view.shapes
@@ -138,6 +140,9 @@ def _faster(forms: dict[AttentionForm, Work], ctx: PassContext, notes: list[str]
     """The operator, unless it was measured twice to be slower: it leaves fewer nodes, and one figure may be chance."""
     if not ctx.can_run:
         notes.append("the model cannot be run here, so the form of attention was not measured")
+        return "operator"
+    if not ctx.native:
+        notes.append(f"this is no {ctx.target}, so the form of attention was not measured")
         return "operator"
     models: dict[str, ir.Model] = {form: work.model for form, work in forms.items()}
     ratios: list[float] = []

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
+from graphopt.errors import UsageError
+from graphopt.quantization.drafting import Draft, Drafter
 from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
+from graphopt.quantization.grids import Grid
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.rescaling import rescaled
 from graphopt.quantization.selection import Patterns, excluded, select
 from graphopt.quantization.sites import Site, Table
-from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes, saturates
+from graphopt.quantization.targets import Target, target_named
+from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes
+from graphopt.quantization.writer import Int8Writer
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
@@ -28,7 +34,12 @@ class Int8Config(PassConfig):
     """Parameters of ``int8``."""
 
     mode: Literal["auto", "dynamic", "static"] = "auto"
-    """Activation ranges: found at run time, or fixed from calibration inputs; auto takes the faster on this machine."""
+    """Activation ranges: found at run time, or fixed from calibration inputs; auto takes the faster on this machine.
+
+    What is emitted for another machine cannot be timed here: auto then takes what the target's kernels do best."""
+
+    activations: Literal["auto", "asymmetric", "symmetric"] = "auto"
+    """Codes of static activations: uint8 with a zero point, or int8 around zero; auto: as the target wants them."""
 
     per_channel: bool = True
     """A scale for each column of a weight, instead of one for the whole of it."""
@@ -62,6 +73,30 @@ class Int8Config(PassConfig):
     exclude_ops: list[str] = Field(default_factory=list)
     """Op types to leave alone, e.g. Gemm or Gather."""
 
+    @model_validator(mode="after")
+    def _symmetric_is_static(self) -> Int8Config:
+        if self.activations == "symmetric" and self.mode == "dynamic":
+            raise ValueError(
+                "activations=symmetric needs mode=static or auto: ranges found at run time give uint8 codes"
+            )
+        return self
+
+    def form(self, target: Target) -> Target:
+        """What to write for ``target`` under these parameters.
+
+        Raises UsageError for codes that the target does not take.
+        """
+        row = target
+        if self.activations == "asymmetric" and not target.zero_points:
+            raise UsageError(f"activations=asymmetric: {target.name} takes zero point 0 only; leave it at auto")
+        if self.activations != "auto":
+            symmetric = self.activations == "symmetric"
+            row = replace(row, activations=Grid(target.activations.bits, symmetric=symmetric))
+        if self.reduce_range != "auto":
+            row = replace(row, weights=REDUCED_GRID if self.reduce_range else INT8_GRID)
+        fused = row.fused and not self.standard and not row.activations.symmetric  # slow on int8, probes/avx2_forms.py
+        return replace(row, fused=fused)
+
 
 class Int8(Pass[Int8Config]):
     """Quantize matrix products, convolutions and embedding tables to int8.
@@ -75,7 +110,8 @@ class Int8(Pass[Int8Config]):
               codes as far as ONNX Runtime has integer kernels (see ``quantization.regions``); tables:
               ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers.
     Score:    squared error of a site's output over its variance; sites above ``max_error`` stay float.
-    Raises:   nothing; what cannot be quantized is declined with its reason.
+              What is written is a row of ``quantization.targets``.
+    Raises:   UsageError for codes that the target does not take; what cannot be quantized is declined with its reason.
     """
 
     name: ClassVar[str] = "int8"
@@ -88,45 +124,46 @@ class Int8(Pass[Int8Config]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Pick the sites, the codes of their weights and, with data, gains, ranges and the sites that stay float."""
+        target = target_named(ctx.target)
+        form = self.config.form(target)
         model, raised = raised_to(view.model, _STATIC_OPSET)
         found, declined = find_sites(model)
-        sites, left = select(found, self._verdict(model))
+        sites, left = select(found, self._verdict(model, form))
         if sites and self.config.balance and ctx.has_data and ctx.can_run:
-            scaled, count = rescaled(model, ctx, lambda m: select(find_sites(m)[0], self._verdict(m))[0])
+            scaled, count = rescaled(model, ctx, lambda m: select(find_sites(m)[0], self._verdict(m, form))[0])
             if count:
                 model, raised = scaled, [*raised, f"channels of {count} activations scaled by the weights around them"]
                 found, declined = find_sites(model)
-                sites, left = select(found, self._verdict(model))
+                sites, left = select(found, self._verdict(model, form))
         declined = [*declined, *left]
         if not sites:
             return Plan((), tuple(declined), ("nothing to quantize", *(raised if model is view.model else ())))
-        reduced = saturates(ctx.target) if self.config.reduce_range == "auto" else self.config.reduce_range
         draft, notes = self._resolve(
             Drafter(
                 model,
                 ctx,
                 sites,
+                target=form,
                 per_channel=self.config.per_channel,
                 balance=self.config.balance,
                 calibration=self.config.calibration,
                 max_error=self.config.max_error,
-                grid=REDUCED_GRID if reduced else INT8_GRID,
                 correct_bias=self.config.correct_bias,
-                standard=self.config.standard,
             )
         )
         changes = [_change(site, draft) for site in draft.sites]
+        reduced = form.weights.bits < 8
         if reduced:
             notes.append(f"weights of 7 bits (reduce_range): kernels of {ctx.target} add uint8 x int8 in 16 bits")
         if products := float_products(model):
             notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
-        if draft.sites and ctx.can_run:
-            notes += fusion_notes(ctx.loaded(written(model, draft.choices)), draft.sites)
+        if draft.sites and ctx.can_run and target.on_cpu:
+            notes += fusion_notes(ctx.loaded(Int8Writer.written(model, draft.choices)), draft.sites)
         return Plan(
             tuple(changes),
             (*declined, *draft.declined),
             (*raised, *notes, *draft.notes),
-            resolved={"mode": draft.mode, "max_error": draft.max_error, "reduce_range": reduced},
+            resolved=self._pinned(draft, reduced),
             payload=(model if model is not view.model else None, draft.choices),
         )
 
@@ -136,27 +173,42 @@ class Int8(Pass[Int8Config]):
             raised, choices = plan.payload
             if raised is not None:
                 editor.adopt(raised)
-            write_choices(editor, choices)
+            Int8Writer.rewrite(editor, choices)
 
-    def _verdict(self, model: ir.Model) -> _Verdict:
-        return _Verdict(self.config, model.graph.opset_imports.get("", 1))
+    def _verdict(self, model: ir.Model, form: Target) -> _Verdict:
+        return _Verdict(self.config, form, model.graph.opset_imports.get("", 1))
+
+    def _pinned(self, draft: Draft, reduced: bool) -> dict[str, object]:
+        pinned: dict[str, object] = {"mode": draft.mode, "max_error": draft.max_error, "reduce_range": reduced}
+        if draft.mode == "dynamic" and self.config.activations == "symmetric":
+            pinned["activations"] = "auto"  # there were no static ones
+        return pinned
 
     def _resolve(self, drafter: Drafter) -> tuple[Draft, list[str]]:
         """The draft of the mode asked for; for ``auto`` the faster one here that is good enough."""
-        mode, ctx = self.config.mode, drafter.ctx
+        mode, ctx, target = self.config.mode, drafter.ctx, drafter.target
+        asked = "activations=symmetric" if self.config.activations == "symmetric" else "mode=static"
+        if mode == "auto" and (self.config.activations == "symmetric" or not target.dynamic):
+            mode = "static"
         if not drafter.measurable:
             why = "the model cannot be run here" if ctx.has_data else "no data"
+            if not target.dynamic:
+                return drafter.draft("dynamic"), [f"{why}: {target.name} takes static ranges only"]
             notes = [f"{why}: dynamic, outlier channels not balanced, no site kept float for its error"]
             if mode == "static":
-                notes.append("mode=static needs data to calibrate on; dynamic is used instead")
+                notes.append(f"{asked} needs data to calibrate on; dynamic is used instead")
             return drafter.draft("dynamic"), notes
         opset = drafter.model.graph.opset_imports.get("", 1)
         if mode != "dynamic" and opset < _STATIC_OPSET:
             return drafter.draft("dynamic"), [f"opset {opset} has no per-channel DequantizeLinear: dynamic is used"]
+        if mode == "dynamic" and not target.dynamic:
+            return drafter.draft("static"), [f"{target.name} has no kernels for mode=dynamic; static is used instead"]
         if mode != "auto":
             return drafter.draft(mode), []
+        if not ctx.native:
+            return drafter.draft(target.auto), [f"auto: {target.auto}; nothing is timed, as this is no {target.name}"]
         drafts = {m: drafter.draft(m) for m in ("dynamic", "static")}
-        models = {m: written(drafter.model, draft.choices) for m, draft in drafts.items()}
+        models = {m: Int8Writer.written(drafter.model, draft.choices) for m, draft in drafts.items()}
         seconds = ctx.latency(models)
         ratio = seconds["static"] / seconds["dynamic"]
         weakened = drafts["static"].max_error < drafts["dynamic"].max_error
@@ -167,12 +219,14 @@ class Int8(Pass[Int8Config]):
 class _Verdict:
     """Why a site stays float, going by the parameters and the opset."""
 
-    def __init__(self, config: Int8Config, opset: int) -> None:
-        self._config, self._opset = config, opset
+    def __init__(self, config: Int8Config, form: Target, opset: int) -> None:
+        self._config, self._form, self._opset = config, form, opset
         self._excluded = excluded(config.exclude, config.exclude_ops)
 
     def __call__(self, site: Site) -> str | None:
         if (reason := self._excluded(site)) is not None:
+            return reason
+        if (reason := self._form.objection(site)) is not None:
             return reason
         if isinstance(site, Table):
             return None if self._config.embeddings else "embeddings=false"
@@ -192,7 +246,8 @@ def _change(site: Site, draft: Draft) -> Change:
     if isinstance(site, Table):
         return Change(site.name, before, "int8 rows, a scale for each", saves)
     name = site.activation.name or ""
-    kind = "static" if name in draft.choices.ranges and not site.always_dynamic else "dynamic"
+    chosen = None if site.always_dynamic else draft.choices.ranges.get(name)
+    kind = "dynamic uint8" if chosen is None else f"static {np.dtype(chosen.grid.dtype).name}"
     balanced = ", balanced" if name in draft.choices.gains else ""
     scales = "a scale" if len(codes.scale) == 1 else "a scale for each column"
-    return Change(site.name, before, f"int8 weight, {scales}; {kind} uint8 activation{balanced}", saves)
+    return Change(site.name, before, f"int8 weight, {scales}; {kind} activation{balanced}", saves)

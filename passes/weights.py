@@ -11,11 +11,11 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.quantization.finding import WEIGHT_ONLY, find_sites
 from graphopt.quantization.groups import Form, Method, Settings
-from graphopt.quantization.nbits import STANDARD_OPSET
+from graphopt.quantization.nbits import STANDARD_OPSET, NBitsWriter
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.selection import Patterns, excluded, select
 from graphopt.quantization.sites import Linear, Site, Table
-from graphopt.quantization.weight_drafting import WeightDraft, WeightDrafter, write_weights, written
+from graphopt.quantization.weight_drafting import WeightDraft, WeightDrafter
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 
@@ -104,7 +104,7 @@ class Weights(Pass[WeightsConfig]):
             raised, choices = plan.payload
             if raised is not None:
                 editor.adopt(raised)
-            write_weights(editor, choices)
+            NBitsWriter.rewrite(editor, choices)
 
     def _verdict(self, model: ir.Model) -> _Verdict:
         return _Verdict(self.config, model)
@@ -166,7 +166,7 @@ def _loaded(model: ir.Model, ctx: PassContext, draft: WeightDraft) -> list[str]:
     standard = [s for s in linear if s.name not in draft.choices.contrib]
     if not standard or not ctx.can_run:
         return []
-    result = written(model, draft.choices)
+    result = NBitsWriter.written(model, draft.choices)
     before = sum(node.op_type == "MatMulNBits" for node in result.graph)
     fused = sum(node.op_type == "MatMulNBits" for node in ctx.loaded(result).graph) - before
     if fused >= len(standard):

@@ -13,6 +13,7 @@ from graphopt.pipeline.fidelity import mean_divergence
 from graphopt.probing.measuring import measure_variants
 from graphopt.runtime.feeds import symbolic_dims, synthetic_feed
 from graphopt.runtime.loaded import loaded_graph
+from graphopt.runtime.provider import default_target
 from graphopt.runtime.session import Session
 from graphopt.runtime.sessions import Sessions
 from graphopt.transform import Bounds, Variant
@@ -27,7 +28,7 @@ class FakeContext:
         self, original: ir.Model, *, feeds: int = 12, size: int = 6, has_data: bool = True, accept: float = 1.0
     ) -> None:
         self.original, self.has_data, self.can_run, self.seed = original, has_data, True, 0
-        self.provider, self.target, self.bounds = "cpu", "cpu-vnni", Bounds()
+        self.provider, self.target, self.native, self.bounds = "cpu", default_target(), True, Bounds()
         self.time: Callable[[ir.Model], float] = lambda _: 1.0  # seconds of a run
         self.accept, self.observed = accept, 0
         self.seconds: dict[str, float] = {}  # of single nodes; the others take 1.0

@@ -43,6 +43,10 @@ def optimize(
         float | None, options.option("--target-latency", metavar="X", help="Most latency, the original's is 1.")
     ] = None,
     provider: options.Provider = None,
+    for_target: Annotated[
+        str | None,
+        options.option("--target", metavar="NAME", help="For qnn, tensorrt, ... (this CPU)."),
+    ] = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
     no_validate: Annotated[bool, options.flag("--no-validate", help="Do not run the models.")] = False,
@@ -59,7 +63,7 @@ def optimize(
     verbose: options.Verbose = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Run passes over MODEL, each checked against the original, and write the result.
+    """Run passes over MODEL, check each against the original, write the result.
 
     Exit codes: 0 ok, 1 guard or target failed, 2 usage, 3 bad model, 4 something is not installed.
     """
@@ -83,6 +87,7 @@ def optimize(
         max_megabytes=target_size,
         max_latency_ratio=target_latency,
         provider=provider,
+        target=for_target,
         threads=threads,
         seed=seed,
         cleanup=False if no_cleanup else None,

@@ -10,14 +10,18 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.precision.storage import find_storable, store
-from graphopt.quantization.drafting import Drafter, Mode, impossible, write_choices
+from graphopt.quantization.drafting import Drafter
 from graphopt.quantization.groups import Settings
+from graphopt.quantization.nbits import NBitsWriter
 from graphopt.quantization.sites import Linear, Site, Table
-from graphopt.quantization.weight_drafting import WeightDrafter, write_weights
+from graphopt.quantization.targets import Mode, target_named
+from graphopt.quantization.weight_drafting import WeightDrafter
+from graphopt.quantization.writer import Int8Writer
 from graphopt.transform import PassContext
 
 FormName = Literal["float16", "int8-static", "int8-dynamic", "int4"]
 FORMS: tuple[FormName, ...] = get_args(FormName)
+_BALANCE = 0.2  #: share that a gain has to bring an activation's error down to, when it costs a Mul; as int8 has it
 _BLOCK = 128  #: weights of four bits that share a scale
 
 
@@ -62,15 +66,17 @@ def _half(model: ir.Model, sites: Sequence[Site]) -> Form:
 
 
 def _int8(name: FormName, mode: Mode, model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
-    drafter = Drafter(model, ctx, [site for site in sites if site.dtype is ir.DataType.FLOAT])
+    target = target_named(ctx.target)
+    taken = [site for site in sites if site.dtype is ir.DataType.FLOAT and target.objection(site) is None]
+    drafter = Drafter(model, ctx, taken, target=target, balance=_BALANCE)
     choices, _ = drafter.propose(mode)
-    able = [s for s in drafter.sites if s.name in choices.codes and impossible(mode, choices, s) is None]
+    able = [s for s in taken if s.name in choices.codes and drafter.impossible(mode, choices, s) is None]
     if mode == "static":  # what stays dynamic in it is the other form
         able = [s for s in able if isinstance(s, Linear) and s.activation.name in choices.ranges]
     known = {site.name: site for site in able}
 
     def write(editor: GraphEditor, names: Collection[str]) -> None:
-        write_choices(editor, drafter.restrict(choices, [known[n] for n in known if n in names]))
+        Int8Writer.rewrite(editor, drafter.restrict(choices, [known[n] for n in known if n in names]))
 
     return Form(name, known, {n: choices.codes[n].nbytes for n in known}, write)
 
@@ -85,6 +91,6 @@ def _four_bits(model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form
     known = {site.name: site for site in able if site.name in choices.codes}
 
     def write(editor: GraphEditor, names: Collection[str]) -> None:
-        write_weights(editor, choices.only(names))
+        NBitsWriter.rewrite(editor, choices.only(names))
 
     return Form("int4", known, {n: choices.codes[n].nbytes for n in known}, write)

@@ -34,6 +34,7 @@ class PipelineContext:
         original: ModelRuns,
         *,
         target: str,
+        native: bool,
         seed: int,
         has_data: bool,
         bounds: Bounds,
@@ -44,7 +45,8 @@ class PipelineContext:
         assert isinstance(original.model, ir.Model)
         self.original: ir.Model = original.model
         self.provider: str = original.sessions.provider
-        self.target, self.seed, self.has_data, self.bounds = target, seed, has_data, bounds
+        self.target, self.native, self.bounds = target, native, bounds
+        self.seed, self.has_data = seed, has_data
         self._runs = original
         self._judge = judge
         self._stopwatch = stopwatch

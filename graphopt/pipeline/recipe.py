@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from graphopt.errors import UsageError
 from graphopt.pipeline.expression import format_passes, parse_passes
-from graphopt.runtime.provider import known_targets
+from graphopt.runtime.provider import known_targets, resolve_target
 
 
 class _Part(BaseModel):
@@ -93,7 +93,7 @@ class Recipe(_Part):
     targets: Targets = Field(default_factory=Targets)
     provider: str = "cpu"
     target: str | None = None
-    """Kernels to emit for: cpu-vnni, cpu-avx2, cpu-arm64, cuda; default: this machine's."""
+    """Kernels to emit for: cpu-vnni, cpu-avx2, cpu-arm64, cuda, tensorrt, qnn, ...; default: this machine's."""
     threads: int | None = Field(default=None, gt=0, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -109,9 +109,10 @@ class Recipe(_Part):
     @field_validator("target")
     @classmethod
     def _known_target(cls, value: str | None) -> str | None:
-        if value is not None and value not in known_targets():
-            raise ValueError(f"unknown target; known: {', '.join(known_targets())}")
-        return value
+        try:
+            return None if value is None else resolve_target(value)
+        except UsageError as error:
+            raise ValueError(f"unknown target; known: {', '.join(known_targets())}") from error
 
     @classmethod
     def make(cls, value: Recipe | Mapping[str, Any] | Sequence[Any] | str | None, *, what: str = "recipe") -> Self:

@@ -22,6 +22,7 @@ from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.tasks import Metric, load_metric
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.pipeline.transaction import Bench, State
+from graphopt.quantization.targets import overflows_here
 from graphopt.runtime.dataset import Dataset
 from graphopt.runtime.provider import default_target, resolve_provider
 from graphopt.runtime.sessions import Sessions
@@ -65,10 +66,12 @@ def set_up(
     Raises ModelError when nothing here runs the model, UsageError for bad data or a bad metric.
     """
     resolve_provider(recipe.provider)
-    target = recipe.target or default_target(recipe.provider)
+    here = default_target(recipe.provider)
+    target = recipe.target or here
+    native = target == here
     validate = recipe.guard.validate_runs and not dry_run
     wanted = metric or (load_metric(recipe.guard.metric) if recipe.guard.metric else None)
-    sessions = Sessions(recipe.provider, recipe.threads)
+    sessions = Sessions(recipe.provider, recipe.threads, exact=not native and overflows_here(target))
     megabytes = recipe.targets.max_megabytes
     bounds = Bounds(None if megabytes is None else megabytes * 1e6, recipe.targets.max_latency_ratio)
     label = str(source) if source is not None else f"model {model.graph.name!r}"
@@ -97,6 +100,7 @@ def set_up(
         context = PipelineContext(
             runs,
             target=target,
+            native=native,
             seed=recipe.seed,
             has_data=not runs_inputs.synthetic,
             bounds=bounds,
@@ -121,6 +125,8 @@ def set_up(
     before = facts.digest
     state = State(model, before, bench.original, sizes)
     setup = Setup(state, bench, facts, target, inputs, before)
+    if not native:
+        setup.notes.append(f"written for {target}, checked here, on {here}: no latency measured here decides anything")
     if inputs.dataset.note:
         setup.notes.append(inputs.dataset.note) if not inputs.synthetic else None
     if not validate:

@@ -190,7 +190,8 @@ def _strength(transform: AnyPass, refused: RejectedError) -> float | None:
 def _time(transform: AnyPass, state: State, bench: Bench, accepted: Accepted, result: PassResult) -> None:
     """Measure, and raise RejectedError for a pass that made the model slower and no smaller.
 
-    Cleanup is what the other passes stand on: its speed is not its purpose, and is not judged.
+    On another machine than the target slower means nothing. Cleanup is what the other passes stand on: its speed is not
+    its purpose, and is not judged.
     """
     if not bench.validate or transform.order is Order.CLEANUP:
         return
@@ -198,6 +199,12 @@ def _time(transform: AnyPass, state: State, bench: Bench, accepted: Accepted, re
     slower = result.step_ratio > SLOWER and not transform.revalues
     smaller = result.bytes_after < result.bytes_before
     if not slower:
+        return
+    if not bench.context.native:
+        result.notes.append(
+            f"{result.step_ratio:.2f} x the latency of the model before it on this machine, "
+            f"which says nothing about {bench.context.target}"
+        )
         return
     if smaller or bench.keep_slower:
         result.notes.append(f"{result.step_ratio:.2f} x the latency of the model before it")

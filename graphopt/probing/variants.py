@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +14,12 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.importance import Evidence, activation, collect_moments, consumers, magnitude, normalisers
 from graphopt.model import clone_model
-from graphopt.quantization.drafting import Drafter, Mode, written
+from graphopt.quantization.choices import Choices
+from graphopt.quantization.drafting import Drafter
 from graphopt.quantization.finding import find_sites
-from graphopt.quantization.ranges import RangeMethod, choose_range
-from graphopt.quantization.selection import readers_by_activation
 from graphopt.quantization.sites import Linear, Site, Table
-from graphopt.quantization.statistics import collect_histograms, widths_of
-from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, saturates
-from graphopt.quantization.writer import Choices
+from graphopt.quantization.targets import Mode, target_named
+from graphopt.quantization.writer import Int8Writer
 from graphopt.slicing import mask_units
 from graphopt.transform import Declined, PassContext, Variant
 
@@ -42,17 +41,15 @@ def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[P
 
     Outlier channels are not balanced: a gain concerns all readers of an activation together.
     """
-    sites, declined = find_sites(model)
+    target = replace(target_named(ctx.target), fused=False)
+    found, declined = find_sites(model)
+    sites = [site for site in found if target.objection(site) is None]
+    declined += [Declined(site.name, reason) for site in found if (reason := target.objection(site)) is not None]
     if not sites:
         return [], declined
-    drafter = Drafter(model, ctx, sites, grid=REDUCED_GRID if saturates(ctx.target) else INT8_GRID)
-    ranges = {}
-    if mode == "static":
-        readers = readers_by_activation(sites, model)
-        observed = {n: ls for n, ls in readers.items() if any(not s.always_dynamic for s in ls)}
-        found = collect_histograms(model, ctx, widths_of(observed), {})
-        ranges = {name: choose_range(histogram, RangeMethod.MSE) for name, histogram in found.items()}
-    choices = Choices(drafter.codes, ranges)
+    drafter = Drafter(model, ctx, sites, target=target)
+    ranges = drafter.ranges() if mode == "static" or not target.dynamic else {}
+    choices = Choices(drafter.codes, ranges, integer_bias=target.integer_bias)
     declined += [Declined(name, reason) for name, reason in drafter.broken.items()]
     places: dict[int, list[Site]] = {}  # by node: the two products of an LSTM are quantized together or not at all
     for site in sites:
@@ -79,7 +76,7 @@ def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Plac
     return Place(
         f"int8:{name}",
         (node,),
-        lambda: written(model, alone),
+        partial(Int8Writer.written, model, alone),
         kind="int8",
         site=name,
         tensor=first.weight.name or "",

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.quantization.choices import Choices, correctable
 from graphopt.quantization.errors import coded_activation, product, site_rows
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import observe, widths_of
 from graphopt.quantization.weights import site_matrix
-from graphopt.quantization.writer import Choices, correctable
 from graphopt.transform import PassContext
 
 _SAMPLES = 512  #: inputs averaged over

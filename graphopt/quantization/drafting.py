@@ -5,29 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
-from graphopt.model import clone_model
 from graphopt.quantization.balance import choose_gain, gains_for
+from graphopt.quantization.choices import Choices, StaticRange, constant_bias
 from graphopt.quantization.correction import mean_shifts
 from graphopt.quantization.errors import measure_errors
-from graphopt.quantization.finding import find_sites
-from graphopt.quantization.grids import Grid
 from graphopt.quantization.limiting import within
 from graphopt.quantization.ranges import RangeMethod, choose_range
-from graphopt.quantization.regions import find_regions
+from graphopt.quantization.regions import Regions, find_regions
 from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight
 from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
+from graphopt.quantization.targets import Mode, Target
 from graphopt.quantization.weights import INT8_GRID, Codes, quantize, read_matrix, site_matrix
-from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
+from graphopt.quantization.writer import Int8Writer
 from graphopt.transform import Declined, PassContext
-
-Mode = Literal["dynamic", "static"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +46,16 @@ class Drafter:
         ctx: PassContext,
         sites: list[Site],
         *,
+        target: Target,
         per_channel: bool = True,
         balance: float = 0.0,
         calibration: RangeMethod = RangeMethod.MSE,
         max_error: float = 1.0,
-        grid: Grid = INT8_GRID,
         correct_bias: bool = True,
-        standard: bool = False,
     ) -> None:
         self.model, self.ctx, self.sites = model, ctx, sites
         self.per_channel, self.calibration, self.max_error = per_channel, calibration, max_error
-        self.grid, self.correct_bias = grid, correct_bias
-        self.contrib = ctx.provider == "cpu" and not standard
+        self.target, self.correct_bias = target, correct_bias
         self.measurable = ctx.has_data and ctx.can_run
         self.readers = readers_by_activation(sites, model)
         self.broken: dict[str, str] = {}
@@ -86,8 +79,9 @@ class Drafter:
                 gain = self.gains.get(first.activation.name or "") if isinstance(first, Linear) else None
                 if gain is not None:
                     W = W / (gain[:, None] if axis == 1 else gain[None, :])
-                per_channel = self.per_channel or any(isinstance(s, Table) for s in listed)
-                grid = self.grid if any(isinstance(s, Linear) for s in listed) else INT8_GRID
+                linear = [s for s in listed if isinstance(s, Linear)]
+                per_channel = len(linear) < len(listed) or all(self._by_channel(s) for s in linear)
+                grid = self.target.weights if linear else INT8_GRID
                 try:
                     codes = quantize(W, axis, per_channel=per_channel, grid=grid)
                 except ValueError as error:
@@ -96,6 +90,9 @@ class Drafter:
                     found.update({site.name: codes for site in listed})
                 bar.advance(len(listed))
         return found
+
+    def _by_channel(self, site: Linear) -> bool:
+        return self.per_channel and site.operator in self.target.per_channel
 
     def draft(self, mode: Mode) -> Draft:
         """All of it for one mode.
@@ -112,11 +109,13 @@ class Drafter:
 
     def propose(self, mode: Mode) -> tuple[Choices, dict[str, float]]:
         """What every site would be in one mode, and by site name the share of its output's variance it disturbs."""
-        ranges = self._ranges() if mode == "static" and self.measurable else {}
-        choices = Choices(self.codes, ranges, self.gains, contrib=self.contrib)
+        ranges = self.ranges() if mode == "static" and self.measurable else {}
+        choices = Choices(
+            self.codes, ranges, self.gains, contrib=self.target.fused, integer_bias=self.target.integer_bias
+        )
         if not self.measurable:
             return choices, {}
-        if mode == "static":
+        if mode == "static" and self.target.integer_bias:
             choices = replace(choices, codes=self._with_room_for_bias(choices.ranges))
         readers = {n: [s for s in ls if s.name in self.codes] for n, ls in self.readers.items()}
         readers = {n: ls for n, ls in readers.items() if ls}
@@ -128,21 +127,27 @@ class Drafter:
     def restrict(self, choices: Choices, sites: Sequence[Site]) -> Choices:
         """What is left of ``choices`` when only ``sites`` are quantized."""
         codes = {site.name: choices.codes[site.name] for site in sites}
-        convolutions = [site for site in sites if isinstance(site, Linear) and site.convolves]
-        regions = find_regions(self.model.graph, convolutions, choices.ranges.__contains__)
+        linear = [site for site in sites if isinstance(site, Linear)]
+        known = choices.ranges.__contains__
+        regions = find_regions(self.model.graph, linear, known, self.target) if choices.ranges else Regions()
         # one object for each range: what moves codes about shares the scale of what it moves
         ranges = {**choices.ranges, **{name: choices.ranges[source] for name, source in regions.sources.items()}}
         closed = {name: ranges[name] for name in regions.sources}
         return replace(choices, codes=codes, ranges=ranges, closed=closed)
 
-    def _ranges(self) -> dict[str, StaticRange]:
+    def ranges(self) -> dict[str, StaticRange]:
         """Of everything that may have to be quantized: what sites read, and what ``find_regions`` may close."""
         observed = {n: ls for n, ls in self.readers.items() if any(not s.always_dynamic for s in ls)}
-        convolutions = [site for sites in self.readers.values() for site in sites if site.convolves]
-        regions = find_regions(self.model.graph, convolutions, bool)
-        widths = widths_of(observed, regions.measured)
-        histograms = collect_histograms(self.model, self.ctx, widths, self.gains)
-        return {name: choose_range(h, self.calibration) for name, h in histograms.items()}
+        linear = [site for sites in self.readers.values() for site in sites]
+        measured = find_regions(self.model.graph, linear, bool, self.target).measured
+        histograms = collect_histograms(self.model, self.ctx, widths_of(observed, measured), self.gains)
+        grid = self.target.activations
+        found = {name: choose_range(h, self.calibration, grid) for name, h in histograms.items()}
+        for name, value in {**measured, **{n: ls[0].activation for n, ls in observed.items()}}.items():
+            producer = value.producer()
+            if producer is not None and producer.op_type in self.target.fixed:
+                found[name] = StaticRange(*self.target.fixed[producer.op_type], grid)
+        return found
 
     def _with_room_for_bias(self, ranges: Mapping[str, StaticRange]) -> dict[str, Codes]:
         """The codes, coarser for filters of a convolution so small that int32 would not hold the bias in their units.
@@ -158,19 +163,20 @@ class Drafter:
                     continue
                 least = np.abs(bias) / (ranges[name].scale * 2.0**30)
                 if (found[site.name].scale < least).any():
-                    least = least if self.per_channel else least.max(keepdims=True)
+                    by_channel = self._by_channel(site)
+                    least = least if by_channel else least.max(keepdims=True)
                     found[site.name] = quantize(
-                        site_matrix(site).T, 0, per_channel=self.per_channel, least=least, grid=self.grid
+                        site_matrix(site).T, 0, per_channel=by_channel, least=least, grid=self.target.weights
                     )
         return found
 
     def _accepts(self, draft: Draft) -> bool:
-        return self.ctx.acceptable(written(self.model, draft.choices))
+        return self.ctx.acceptable(Int8Writer.written(self.model, draft.choices))
 
     def _keep(self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float) -> Draft:
         """The draft in which sites with an error above ``limit`` stay float."""
         present = [site for site in self.sites if site.name in self.codes]
-        sites, left = select(present, partial(_objection, mode, choices, errors, limit))
+        sites, left = select(present, partial(self._objection, mode, choices, errors, limit))
         declined = [Declined(name, reason) for name, reason in self.broken.items()] + left
         notes = []
         balanced = {s.activation.name or "" for s in sites if isinstance(s, Linear)} & set(choices.gains)
@@ -182,37 +188,25 @@ class Drafter:
             notes.append(f"max_error lowered from {self.max_error:.3g} to {limit:.3g}, or the guard would refuse")
         return Draft(mode, limit, sites, self.restrict(choices, sites), declined, notes)
 
-
-def impossible(mode: Mode, choices: Choices, site: Site) -> str | None:
-    """Why a site has no form in this mode; None where it has."""
-    if isinstance(site, Linear) and site.convolves:
+    def impossible(self, mode: Mode, choices: Choices, site: Site) -> str | None:
+        """Why a site has no form in this mode; None where it has."""
+        if not isinstance(site, Linear) or (self.target.dynamic and not site.convolves):
+            return None
+        if mode == "dynamic" and not self.target.dynamic:
+            return f"{self.target.name} takes static ranges only: they need calibration inputs, and opset 13"
         if mode == "dynamic":
             return "a Conv is quantized with static ranges only: ONNX Runtime's ConvInteger is slower than float"
         if (site.activation.name or "") not in choices.ranges:
-            return "a Conv needs static ranges, and values inside a body cannot be observed"
-    return None
-
-
-def _objection(mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float, site: Site) -> str | None:
-    if (reason := impossible(mode, choices, site)) is not None:
-        return reason
-    error = errors.get(site.name, 0.0)
-    if error <= limit:
+            what = f"a {site.operator}" if self.target.dynamic else f"{self.target.name}"
+            return f"{what} needs static ranges, and values inside a body cannot be observed"
         return None
-    return f"int8 would disturb {error:.2%} of its output's variance (max_error {limit:.2%})"
 
-
-def write_choices(editor: GraphEditor, choices: Choices) -> None:
-    """Rewrite the named sites of the editor's model."""
-    sites = [site for site in find_sites(editor.model)[0] if site.name in choices.codes]
-    writer = Int8Writer(editor, choices, sites)
-    for site in sites:
-        writer.write(site)
-    editor.drop_dead()
-
-
-def written(model: ir.Model, choices: Choices) -> ir.Model:
-    """A rewritten clone."""
-    clone = clone_model(model)
-    write_choices(GraphEditor(clone), choices)
-    return clone
+    def _objection(
+        self, mode: Mode, choices: Choices, errors: Mapping[str, float], limit: float, site: Site
+    ) -> str | None:
+        if (reason := self.impossible(mode, choices, site)) is not None:
+            return reason
+        error = errors.get(site.name, 0.0)
+        if error <= limit:
+            return None
+        return f"int8 would disturb {error:.2%} of its output's variance (max_error {limit:.2%})"

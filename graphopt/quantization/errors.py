@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.lowering import Lowering
+from graphopt.quantization.choices import Choices, StaticRange
 from graphopt.quantization.sites import Linear
 from graphopt.quantization.statistics import observe, widths_of
 from graphopt.quantization.weights import Codes, site_matrix
-from graphopt.quantization.writer import Choices, StaticRange
 from graphopt.transform import PassContext
 
 _ROWS = 128  #: rows kept of each activation
@@ -20,14 +20,18 @@ _SAMPLES = 128  #: inputs looked at
 
 
 def round_activation(x: np.ndarray, chosen: StaticRange | None) -> np.ndarray:
-    """``x`` as its 256 codes represent it; without a range, with the one that ``x`` itself spans."""
+    """``x`` as its codes represent it; without a range, with the one that ``x`` itself spans, as uint8.
+
+    What is out of range saturates at the ends of the type, as QuantizeLinear has it, not of the grid.
+    """
     if chosen is None:
         low, high = min(float(x.min(initial=0)), 0.0), max(float(x.max(initial=0)), 0.0)
         scale = (high - low) / 255.0
         if scale == 0:
             return x
         chosen = StaticRange(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
-    codes = np.clip(np.rint(x / np.float32(chosen.scale)) + chosen.zero, 0, 255)
+    ends = np.iinfo(chosen.grid.dtype)
+    codes = np.clip(np.rint(x / np.float32(chosen.scale)) + chosen.zero, ends.min, ends.max)
     return np.asarray((codes - chosen.zero) * np.float32(chosen.scale), dtype=np.float32)
 
 

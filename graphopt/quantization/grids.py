@@ -39,11 +39,17 @@ class Grid:
     @property
     def dtype(self) -> type[np.signedinteger | np.unsignedinteger]:
         """What codes are held as in memory, one to an element."""
+        if self.bits > 8:
+            return np.int16 if self.symmetric else np.uint16
         return np.int8 if self.symmetric else np.uint8
 
     def blocks(self, K: int) -> int:
         """How many blocks a column of ``K`` weights has."""
         return -(-K // self.block) if self.block else 1
+
+
+UINT8 = Grid(8, symmetric=False)
+UINT16 = Grid(16, symmetric=False)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

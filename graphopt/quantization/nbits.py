@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.quantization.finding import WEIGHT_ONLY, Scope
 from graphopt.quantization.packing import pack_rows, packed
 from graphopt.quantization.rows import RowWriter
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
@@ -41,7 +43,7 @@ class WeightChoices:
         return replace(self, codes={name: codes for name, codes in self.codes.items() if name in names})
 
 
-class NBitsWriter(RowWriter):
+class NBitsWriter(RowWriter[WeightChoices]):
     """Rewrites sites of one model.
 
     Standard: ``MatMul(x, DequantizeLinear(W[K, N], scale[blocks, N], zero))``, which ONNX Runtime fuses on loading, and
@@ -49,22 +51,21 @@ class NBitsWriter(RowWriter):
     bytes])``.
     """
 
-    prefix = "nbits"
+    prefix: ClassVar[str] = "nbits"
+    scope: ClassVar[Scope] = WEIGHT_ONLY
 
     def __init__(self, editor: GraphEditor, choices: WeightChoices, sites: Sequence[Site]) -> None:
-        super().__init__(editor, choices.codes, choices.gains, sites)
-        self._contrib = choices.contrib
+        super().__init__(editor, choices, sites)
         self._tables = {id(choices.codes[s.name]) for s in sites if isinstance(s, Table)}
 
     def write(self, site: Site) -> None:
-        """Put the new nodes in the place of ``site``; its own nodes stay behind, dead."""
         codes = self.codes[site.name]
         if isinstance(site, Linear):
-            form = self._nbits if site.name in self._contrib else self._blocked
+            form = self._nbits if site.name in self.choices.contrib else self._blocked
             self._replace(site.result, form(site, codes))
         elif not codes.grid.block:
             self._replace(site.node.outputs[0], self._int8_rows(site))
-        elif site.name in self._contrib:
+        elif site.name in self.choices.contrib:
             self._replace(site.node.outputs[0], self._shared_rows(site))
         else:
             self._replace(site.node.outputs[0], self._packed_rows(site))

@@ -4,21 +4,23 @@ ONNX Runtime has integer kernels that read codes and put out codes: QLinearConv,
 QLinearConcat, QLinearAveragePool, ... It takes them where *every* operand and *every* result is quantized. So the
 result of each convolution is closed: all its readers, of whatever kind, see what the codes stand for; and so is the
 result of each operator with an integer kernel all of whose operands are closed. A Relu or Clip in between costs
-nothing: the range of the codes clips.
+nothing where the range of the codes clips, as that of unsigned ones does. Signed ones with zero point 0 do not: the
+convolution's own result is closed, and what the Relu makes of it once more.
+
+Which operators these are is the target's: see ``targets``. An accelerator takes whole chains of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graphopt.quantization.sites import Linear
+from graphopt.quantization.sites import MICROSOFT, Linear
+from graphopt.quantization.targets import Target
 
 CLIPS = frozenset({"Relu", "Clip"})
-#: With an integer kernel that has ranges of its own for what it reads and what it puts out.
-CARRIERS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"})
 #: What comes out are some of the codes that went in.
 MOVERS = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
 
@@ -36,17 +38,19 @@ class Regions:
         return {name: self.values[name] for name in dict.fromkeys(self.sources.values())}
 
 
-def find_regions(graph: ir.Graph, convolutions: Sequence[Linear], feasible: Callable[[str], bool]) -> Regions:
-    """What is closed when ``convolutions`` run on codes; ``feasible`` tells which values can be given a range."""
-    results = {id(site.node) for site in convolutions}
+def find_regions(graph: ir.Graph, sites: Iterable[Linear], feasible: Callable[[str], bool], target: Target) -> Regions:
+    """What is closed when ``sites`` run on codes; ``feasible`` tells which values can be given a range."""
+    seeds = [site for site in sites if site.operator in target.closes]
+    results = {id(site.node) for site in seeds}
+    results |= {id(site.bias.node) for site in seeds if site.bias is not None and site.bias.node is not None}
     closed: dict[ir.Value, str] = {}
     for node in graph:
-        if node.domain or len(node.outputs) != 1:
+        if node.domain not in ("", MICROSOFT) or len(node.outputs) != 1:
             continue
-        movable = node.op_type in MOVERS and node.inputs[0] in closed
-        if not movable and id(node) not in results and not _carried(node, closed):
+        movable = not node.domain and node.op_type in MOVERS and node.inputs[0] in closed
+        if not movable and id(node) not in results and not _carried(node, closed, target):
             continue
-        value = node.outputs[0] if movable else settled(node.outputs[0])
+        value = settled(node.outputs[0]) if target.folds_clips and not movable else node.outputs[0]
         name = value.name or ""
         source = closed[node.inputs[0]] if movable and node.inputs[0] is not None else name
         if feasible(source):
@@ -54,8 +58,16 @@ def find_regions(graph: ir.Graph, convolutions: Sequence[Linear], feasible: Call
     return Regions({v.name or "": source for v, source in closed.items()}, {v.name or "": v for v in closed})
 
 
-def _carried(node: ir.Node, closed: Mapping[ir.Value, str]) -> bool:
-    return node.op_type in CARRIERS and all(v is not None and v in closed for v in node.inputs)
+def _carried(node: ir.Node, closed: Mapping[ir.Value, str], target: Target) -> bool:
+    if node.domain:
+        return False
+    if node.op_type in CLIPS and not target.folds_clips:
+        return node.inputs[0] in closed and _fixed(node.inputs[1:])
+    return node.op_type in target.carriers and all(v is not None and v in closed for v in node.inputs)
+
+
+def _fixed(bounds: Sequence[ir.Value | None]) -> bool:
+    return all(v is None or (v.is_initializer() and not v.is_graph_input()) for v in bounds)
 
 
 def settled(value: ir.Value) -> ir.Value:
@@ -66,5 +78,4 @@ def settled(value: ir.Value) -> ir.Value:
     reader = uses[0].node
     if reader.domain or reader.op_type not in CLIPS or uses[0].idx != 0 or reader.graph is not value.graph:
         return value
-    fixed = all(v is None or (v.is_initializer() and not v.is_graph_input()) for v in reader.inputs[1:])
-    return settled(reader.outputs[0]) if fixed else value
+    return settled(reader.outputs[0]) if _fixed(reader.inputs[1:]) else value

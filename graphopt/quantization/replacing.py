@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
+from graphopt.model import clone_model
 from graphopt.quantization.balance import norm_before
+from graphopt.quantization.finding import Scope, find_sites
 from graphopt.quantization.sites import Linear, Site
 from graphopt.quantization.weights import Codes
 
 
-class SiteWriter:
-    """Rewrites sites of one model; what several sites need is made once.
+class SiteChoices(Protocol):
+    """What a draft decides for the sites that it names, at least."""
 
-    ``codes`` are by site name; those of sites that share a weight are one object. ``gains`` are by activation name, and
-    the codes of their readers are those of ``W / gain``.
-    """
+    @property
+    def codes(self) -> Mapping[str, Codes]:
+        """By site name; those of sites that share a weight are one object."""
+        ...
 
-    prefix = "quantized"  #: of the names of new values
+    @property
+    def gains(self) -> Mapping[str, np.ndarray]:
+        """By activation name; the codes of their readers are those of ``W / gain``."""
+        ...
 
-    def __init__(
-        self, editor: GraphEditor, codes: Mapping[str, Codes], gains: Mapping[str, np.ndarray], sites: Sequence[Site]
-    ) -> None:
-        self.editor, self.codes, self.gains = editor, codes, gains
+
+ChoicesT = TypeVar("ChoicesT", bound=SiteChoices)
+
+
+class SiteWriter(ABC, Generic[ChoicesT]):
+    """Rewrites the sites of one model that ``choices`` names; what several sites need is made once."""
+
+    prefix: ClassVar[str]  #: of the names of new values
+    scope: ClassVar[Scope]  #: what sites are looked for in
+
+    @classmethod
+    def rewrite(cls, editor: GraphEditor, choices: ChoicesT) -> None:
+        """Write all that ``choices`` names into the editor's model."""
+        sites = [site for site in find_sites(editor.model, cls.scope)[0] if site.name in choices.codes]
+        writer = cls(editor, choices, sites)
+        for site in sites:
+            writer.write(site)
+        editor.drop_dead()
+
+    @classmethod
+    def written(cls, model: ir.Model, choices: ChoicesT) -> ir.Model:
+        """A rewritten clone."""
+        clone = clone_model(model)
+        cls.rewrite(GraphEditor(clone), choices)
+        return clone
+
+    def __init__(self, editor: GraphEditor, choices: ChoicesT, sites: Sequence[Site]) -> None:
+        self.editor, self.choices = editor, choices
+        self.codes, self.gains = choices.codes, choices.gains
         self._weights: dict[tuple[object, ...], ir.Value] = {}
         self._activations: dict[tuple[object, ...], list[ir.Value]] = {}
         self._norms = self._norms_before(sites)
         # Replacing a site renames what it made, which another site may read.
         products = [site for site in sites if isinstance(site, Linear) and not site.recurrent]
         self._names = {id(site.node): site.activation.name or "" for site in products}
+
+    @abstractmethod
+    def write(self, site: Site) -> None:
+        """Put the new nodes in the place of ``site``; its own nodes stay behind, dead."""
 
     def _norms_before(self, sites: Sequence[Site]) -> dict[str, ir.Node]:
         """The normalisations that take a gain themselves, so that no Mul is needed, by the activation they make."""
@@ -53,10 +90,18 @@ class SiteWriter:
             old.name = self.editor.fresh_name(f"{name}_float")
             new.name = name
 
-    def _add(self, op: str, inputs: Sequence[ir.Value | None], site: Site, **attributes: object) -> ir.Value:
+    def _add(
+        self, op: str, inputs: Sequence[ir.Value | None], site: Site, *, domain: str = "", **attributes: object
+    ) -> ir.Value:
         """One node before the site's. Its value has a short name: a thousand long ones would be felt in the file."""
         (out,) = self.editor.insert_node(
-            op, inputs, before=site.node, attributes=attributes, outputs=[self.prefix], name=f"{site.name}/{op}"
+            op,
+            inputs,
+            before=site.node,
+            domain=domain,
+            attributes=attributes,
+            outputs=[self.prefix],
+            name=f"{site.name}/{op}",
         )
         return out
 

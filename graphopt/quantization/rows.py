@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.quantization.packing import offset, packed
-from graphopt.quantization.replacing import SiteWriter
+from graphopt.quantization.replacing import ChoicesT, SiteWriter
 from graphopt.quantization.sites import MICROSOFT, Linear, Site, Table
 from graphopt.quantization.weights import Codes
 
 
-class RowWriter(SiteWriter):
+class RowWriter(SiteWriter[ChoicesT]):
     """Writes what stands in for a Gather or a Slice of rows."""
 
     def _codes(self, site: Site, *, transpose: bool = False) -> ir.Value:
@@ -91,16 +91,16 @@ class RowWriter(SiteWriter):
     def _shared_rows(self, site: Table) -> ir.Value:
         """Rows of the very bytes that MatMulNBits multiplies by."""
         codes = self.codes[site.name]
-        (out,) = self.editor.insert_node(
+        return self._add(
             "GatherBlockQuantized",
             [self._packed(site), site.node.inputs[1], self._packed_scale(site)],
-            before=site.node,
+            site,
             domain=MICROSOFT,
-            attributes={"bits": codes.grid.bits, "block_size": codes.grid.block, "gather_axis": 0, "quantize_axis": 1},
-            outputs=[self.prefix],
-            name=f"{site.name}/GatherBlockQuantized",
+            bits=codes.grid.bits,
+            block_size=codes.grid.block,
+            gather_axis=0,
+            quantize_axis=1,
         )
-        return out
 
     def _packed(self, site: Site) -> ir.Value:
         """The codes as ``[N, blocks * bytes of a block]``."""

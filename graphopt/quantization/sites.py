@@ -66,6 +66,11 @@ class Linear:
         return last.outputs[0]
 
     @property
+    def operator(self) -> str:
+        """What it is, and is written as: MatMul, Gemm, Conv, Attention or LSTM."""
+        return "MatMul" if self.node.op_type == "FusedMatMul" else self.node.op_type
+
+    @property
     def scale_axis(self) -> int:
         """The axis of the stored weight that runs over the output columns."""
         return 0 if self.transposed else 1
@@ -117,6 +122,11 @@ class Table:
     @property
     def name(self) -> str:
         return self.node.name or ""
+
+    @property
+    def operator(self) -> str:
+        """Gather or Slice."""
+        return self.node.op_type
 
     @property
     def dtype(self) -> ir.DataType:

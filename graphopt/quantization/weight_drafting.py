@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.editing import GraphEditor
 from graphopt.lowering import WIDEST
-from graphopt.model import clone_model
 from graphopt.quantization.errors import Sample, sample_sites
-from graphopt.quantization.finding import WEIGHT_ONLY, find_sites
 from graphopt.quantization.groups import Method, Settings, groups_of
 from graphopt.quantization.limiting import within
 from graphopt.quantization.nbits import NBitsWriter, WeightChoices
@@ -80,7 +77,7 @@ class WeightDrafter:
             return [max(self._error(*place).values(), default=0.0) for place in levels]
 
         def accepts(draft: WeightDraft) -> bool:
-            return not self.measurable or self.ctx.acceptable(written(self.model, draft.choices))
+            return not self.measurable or self.ctx.acceptable(NBitsWriter.written(self.model, draft.choices))
 
         return within(self.settings.max_error, errors, lambda limit: self._keep(usable, limit), accepts)
 
@@ -150,19 +147,3 @@ def _table_error(site: Site, codes: Codes) -> float:
     lost, energy = codes.dense() - T, T - T.mean(axis=0)
     total = float(np.einsum("rd,rd->", energy, energy))
     return float(np.einsum("rd,rd->", lost, lost)) / total if total > 0 else 0.0
-
-
-def write_weights(editor: GraphEditor, choices: WeightChoices) -> None:
-    """Rewrite the named sites of the editor's model."""
-    sites = [site for site in find_sites(editor.model, WEIGHT_ONLY)[0] if site.name in choices.codes]
-    writer = NBitsWriter(editor, choices, sites)
-    for site in sites:
-        writer.write(site)
-    editor.drop_dead()
-
-
-def written(model: ir.Model, choices: WeightChoices) -> ir.Model:
-    """A rewritten clone."""
-    clone = clone_model(model)
-    write_weights(GraphEditor(clone), choices)
-    return clone

@@ -71,14 +71,6 @@ def site_matrix(site: Linear) -> np.ndarray:
     return W.T if site.transposed else W
 
 
-def saturates(target: str) -> bool:
-    """Whether a CPU's kernels overflow on full 8-bit weights: x86 without VNNI multiplies uint8 x int8 in 16 bits.
-
-    ``target`` is ``graphopt.runtime.provider.default_target``, which reads this CPU's flags, or what the user named.
-    """
-    return target == "cpu-avx2"
-
-
 def quantize(
     W: np.ndarray,
     axis: int,

@@ -104,17 +104,29 @@ def cpu_name() -> str:
 CPU_TARGETS = ("cpu-vnni", "cpu-avx2", "cpu-arm64")
 
 
+_TARGET_ALIASES = {"avx2": "cpu-avx2", "avx512-vnni": "cpu-vnni", "arm64": "cpu-arm64", "npu": "qnn"}
+
+
 def known_targets() -> tuple[str, ...]:
     """Every name ``default_target`` may return: kernel families of the CPU, else the provider's name."""
-    return (*CPU_TARGETS, *(name for name in PROVIDERS if name not in ("cpu", "tensorrt")))
+    return (*CPU_TARGETS, *(name for name in PROVIDERS if name != "cpu"))
+
+
+def resolve_target(name: str) -> str:
+    """A target by its own name, or by one that is usual elsewhere, such as ``avx2`` or ``npu``.
+
+    Raises UsageError for an unknown one.
+    """
+    found = _TARGET_ALIASES.get(name.lower(), _ALIASES.get(name.lower(), name.lower()))
+    if found not in known_targets():
+        raise UsageError(f"unknown target {name!r}; known: {', '.join(known_targets())}")
+    return found
 
 
 def default_target(provider: str = "cpu") -> str:
     """The family of kernels to optimise for: "cpu-vnni", "cpu-avx2", "cpu-arm64", or the provider's own name."""
     key = provider.lower()
     key = _ALIASES.get(key, key)
-    if key == "tensorrt":
-        return "cuda"
     if key != "cpu":
         return key
     if platform.machine().lower() in {"arm64", "aarch64"}:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, UsageError
+from graphopt.runtime.exact import unshared
 from graphopt.runtime.provider import check_provider, resolve_provider
 from graphopt.runtime.serialized import SerializedModel, serialize, weight_memory
 
@@ -48,6 +49,8 @@ class Session:
         provider: short name; see ``graphopt.runtime.provider``.
         threads: threads inside one operator; None lets ONNX Runtime take the physical cores.
         optimize: False switches every graph optimisation of ONNX Runtime off: each named value then exists as written.
+        exact: on x86 CPUs without VNNI, which add products of uint8 and int8 in 16 bits, take slower kernels that do
+            not overflow. ONNX Runtime does so in the main graph, not in bodies.
         outputs: any values of the main graph, in the order wanted; None for the graph's own outputs.
         label: what error messages call the model.
         loaded: write the graph that is really run to this file, its weights to another beside it.
@@ -66,6 +69,7 @@ class Session:
         provider: str = "cpu",
         threads: int | None = None,
         optimize: bool = True,
+        exact: bool = False,
         outputs: Sequence[str] | None = None,
         label: str | None = None,
         profile: Path | None = None,
@@ -74,12 +78,14 @@ class Session:
         providers = resolve_provider(provider)
         self.label = label or (f"model {model.graph.name!r}" if isinstance(model, ir.Model) else str(model))
         self.threads = threads
-        if isinstance(model, str | Path) and outputs is not None:
+        if isinstance(model, str | Path) and (outputs is not None or exact):
             from graphopt.model import open_model
 
             model = open_model(model)
         watched = outputs is not None and profile is None
         options = _options(threads=threads, optimize=optimize, watched=watched, accelerated=len(providers) > 1)
+        if exact:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
@@ -90,8 +96,8 @@ class Session:
         self._keep_alive: list[Any] = []
         serialized: SerializedModel | None = None
         if isinstance(model, ir.Model):
-            serialized = serialize(model, outputs)
-            self._hand_over(serialized, options)
+            serialized = serialize(unshared(model) if exact else model, outputs)
+            self._hand_over(serialized, options, shared=not exact)
         source: Any = serialized.proto if serialized is not None else str(model)
         self._session = self._load(source, options, providers)
         self.providers: list[str] = list(self._session.get_providers())
@@ -156,11 +162,11 @@ class Session:
         return Path(self._session.end_profiling())
 
     # -- building -------------------------------------------------------------------------------------------------
-    def _hand_over(self, serialized: SerializedModel, options: Any) -> None:
+    def _hand_over(self, serialized: SerializedModel, options: Any, *, shared: bool) -> None:
         """Give the weights to the session by memory.
 
         As external initializers their values can be folded; naming them as shared initializers too makes ONNX Runtime
-        drop its own copy after folding, so sessions on one model hold its weights once.
+        drop its own copy after folding, so sessions on one model hold its weights once. It cannot rewrite shared ones.
         """
         names, values = [], []
         for name, tensor in serialized.weights.items():
@@ -169,7 +175,7 @@ class Session:
             names.append(name)
             values.append(value)
             self._keep_alive.append((memory, value))
-            if name not in serialized.overridable:
+            if shared and name not in serialized.overridable:
                 options.add_initializer(name, value)
         if names:
             options.add_external_initializers(names, values)

@@ -21,8 +21,10 @@ class Sessions:
     A session that somebody else still refers to stays alive; here it is only no longer kept for the next call.
     """
 
-    def __init__(self, provider: str = "cpu", threads: int | None = None, *, limit: int = OPEN_BYTES) -> None:
-        self.provider, self.threads, self.limit = provider, threads, limit
+    def __init__(
+        self, provider: str = "cpu", threads: int | None = None, *, exact: bool = False, limit: int = OPEN_BYTES
+    ) -> None:
+        self.provider, self.threads, self.exact, self.limit = provider, threads, exact, limit
         self.used_providers: list[str] = []  #: what ONNX Runtime really took, of the session opened last
         self._open: WeakKeyDictionary[object, tuple[Session, int]] = WeakKeyDictionary()  # least recently used first
 
@@ -46,7 +48,13 @@ class Sessions:
         """A session for the caller alone, after making room for it."""
         self.make_room(weight_bytes(model))
         session = Session(
-            model, provider=self.provider, threads=self.threads, optimize=optimize, outputs=outputs, label=label
+            model,
+            provider=self.provider,
+            threads=self.threads,
+            optimize=optimize,
+            exact=self.exact,
+            outputs=outputs,
+            label=label,
         )
         self.used_providers = session.providers
         return session

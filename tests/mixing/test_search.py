@@ -51,10 +51,10 @@ def test_without_bounds_every_product_takes_the_fastest_form() -> None:
     assert len(plan.changes) == 6
 
 
-@pytest.mark.parametrize("accept", [3e-5, 1e-4, 3e-4])
-def test_goes_as_far_as_the_guard_stands(accept: float) -> None:
-    result, _, context = run(accept=accept)
-    whole, _, _ = run()
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_goes_as_far_as_the_guard_stands(share: float) -> None:
+    whole, _, context = run()
+    result, _, context = run(accept=share * context.divergence(whole))
     assert seconds(whole) < seconds(result) < 6 * FLOAT
     assert context.acceptable(result) and not context.acceptable(whole)
 
@@ -90,4 +90,5 @@ def test_the_same_forms_again_without_a_search() -> None:
 
 
 def test_half_the_way_gains_less() -> None:
-    assert seconds(run()[0]) < seconds(run(reach=0.5)[0]) < 6 * FLOAT
+    whole, half = run()[0], run(reach=0.5)[0]
+    assert file_bytes(whole) < file_bytes(half) < file_bytes(residual_mlp(layers=3))

@@ -28,7 +28,7 @@ Feed = dict[str, np.ndarray]
 class Context:
     """The smallest thing that measures: batches in a list, ONNX Runtime behind it."""
 
-    provider, target, seed = "cpu", "cpu-vnni", 0
+    provider, target, native, seed = "cpu", "cpu-vnni", True, 0
 
     def __init__(self, original: ir.Model, feeds: Sequence[Feed] = (), *, static_ratio: float = 2.0) -> None:
         self.original, self.feeds = original, list(feeds)
@@ -134,7 +134,7 @@ def ops(model: ir.Model) -> list[str]:
 
 
 def run(model: ir.Model, feed: Feed, *, optimize: bool = True) -> list[np.ndarray]:
-    return list(Session(model, optimize=optimize).run(feed).values())
+    return list(Session(model, optimize=optimize, exact=True).run(feed).values())
 
 
 def relative(model: ir.Model, other: ir.Model, feed: Feed) -> float:
@@ -638,7 +638,7 @@ BRANCHES = f"""
 def test_sites_in_branches(mode: str) -> None:
     model = parse(BRANCHES, {"w": matrix(), "u": matrix(seed=9)})
     feeds = [{**X, "c": np.array(flag)} for flag in (True, False)]
-    result, plan = quantize(model, feeds, mode=mode)
+    result, plan = quantize(model, feeds, mode=mode, reduce_range=True)  # kernels of bodies may overflow
     assert len(plan.changes) == 2 and float_weights(result) == set()
     assert "dynamic" in plan.changes[-1].after, "values inside a body cannot be observed"
     for feed in feeds:

@@ -82,6 +82,15 @@ def test_slower_and_no_smaller_is_rolled_back_without_failing(plugin, mlp):
     assert graphopt.optimize(mlp, "slow", keep_slower=True).passes[-1].status is Status.APPLIED
 
 
+def test_slower_here_is_no_reason_for_another_machine(plugin, mlp):
+    result = graphopt.optimize(mlp, "slow", target="qnn", max_latency_ratio=0.01)
+    item = result.passes[-1]
+    assert result.passed and item.status is Status.APPLIED and item.cause is None
+    assert any("which says nothing about qnn" in note for note in item.notes)
+    assert any("written for qnn" in note for note in result.notes)
+    assert any("not judged: latency of at most 0.01 x" in note for note in result.notes)
+
+
 def test_back_off_bisects_to_a_weaker_strength(plugin, mlp):
     result = graphopt.optimize(mlp, "noise(amount=1.0)", min_cosine=0.999, keep_slower=True)  # timing is not asked
     item = result.passes[-1]
