@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import onnx_ir as ir
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.heal.config import TrainingConfig
 from graphopt.model import clone_model
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
 from graphopt.quantization.finding import find_sites, float_products
@@ -20,7 +21,10 @@ from graphopt.quantization.selection import Patterns, excluded, readers_by_activ
 from graphopt.quantization.sites import Site, Table
 from graphopt.quantization.statistics import collect_channels
 from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes, saturates
-from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
+from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
+
+if TYPE_CHECKING:
+    from graphopt.heal.quantized import Trained
 
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
 _DYNAMIC_OPSET, _STATIC_OPSET = 11, 13
@@ -58,11 +62,25 @@ class Int8Config(PassConfig):
     standard: bool = False
     """Write a static MatMul with a bias in standard operators, too: for other runtimes, some 5 % slower on a CPU."""
 
+    qat: TrainingConfig | bool = False
+    """Train the static form as int8 computes it against the original; true, or parameters of heal: {"budget": "2m"}."""
+
     exclude: Patterns = Field(default_factory=list)
     """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
 
     exclude_ops: list[str] = Field(default_factory=list)
     """Op types to leave alone, e.g. Gemm or Gather."""
+
+    @field_validator("qat")
+    @classmethod
+    def _is_a_training(cls, value: TrainingConfig | bool) -> TrainingConfig | bool:
+        return TrainingConfig() if value is True else value
+
+    @model_validator(mode="after")
+    def _trains_static_ranges(self) -> Self:
+        if self.qat and self.mode == "dynamic":
+            raise ValueError("qat trains static ranges, and mode=dynamic has none; leave mode out, or say static")
+        return self
 
 
 class Int8(Pass[Int8Config]):
@@ -103,20 +121,25 @@ class Int8(Pass[Int8Config]):
         if not sites:
             return Plan((), tuple(declined), ("nothing to quantize", *(raised if model is view.model else ())))
         reduced = saturates(ctx.target) if self.config.reduce_range == "auto" else self.config.reduce_range
-        draft, notes = self._resolve(
-            Drafter(
-                model,
-                ctx,
-                sites,
-                per_channel=self.config.per_channel,
-                balance=self.config.balance,
-                calibration=self.config.calibration,
-                max_error=self.config.max_error,
-                grid=REDUCED_GRID if reduced else INT8_GRID,
-                correct_bias=self.config.correct_bias,
-                standard=self.config.standard,
-            )
+        drafter = Drafter(
+            model,
+            ctx,
+            sites,
+            per_channel=self.config.per_channel,
+            balance=self.config.balance,
+            calibration=self.config.calibration,
+            max_error=self.config.max_error,
+            grid=REDUCED_GRID if reduced else INT8_GRID,
+            correct_bias=self.config.correct_bias,
+            standard=self.config.standard,
         )
+        draft, notes = self._resolve(drafter)
+        resolved: dict[str, Any] = {"reduce_range": reduced}
+        if isinstance(self.config.qat, TrainingConfig):
+            trained = self._trained(drafter, draft, self.config.qat)
+            draft, model = trained.draft, trained.model
+            notes, declined = [*notes, *trained.notes], [*declined, *trained.declined]
+            resolved["qat"] = {**self.config.qat.model_dump(), **trained.pinned} if draft.mode == "static" else False
         changes = [_change(site, draft) for site in draft.sites]
         if reduced:
             notes.append(f"weights of 7 bits (reduce_range): kernels of {ctx.target} add uint8 x int8 in 16 bits")
@@ -128,7 +151,7 @@ class Int8(Pass[Int8Config]):
             tuple(changes),
             (*declined, *draft.declined),
             (*raised, *notes, *draft.notes),
-            resolved={"mode": draft.mode, "max_error": draft.max_error, "reduce_range": reduced},
+            resolved={**resolved, "mode": draft.mode, "max_error": draft.max_error},
             payload=(model if model is not view.model else None, draft.choices),
         )
 
@@ -159,12 +182,14 @@ class Int8(Pass[Int8Config]):
         if not drafter.measurable:
             why = "the model cannot be run here" if ctx.has_data else "no data"
             notes = [f"{why}: dynamic, outlier channels not balanced, no site kept float for its error"]
-            if mode == "static":
-                notes.append("mode=static needs data to calibrate on; dynamic is used instead")
+            if mode == "static" or self.config.qat:
+                notes.append("static ranges need data to calibrate on; dynamic is used instead")
             return drafter.draft("dynamic"), notes
         opset = drafter.model.graph.opset_imports.get("", 1)
         if mode != "dynamic" and opset < _STATIC_OPSET:
             return drafter.draft("dynamic"), [f"opset {opset} has no per-channel DequantizeLinear: dynamic is used"]
+        if self.config.qat:  # trained first: the guard is asked about what comes of it
+            return drafter.draft("static", guarded=False), []
         if mode != "auto":
             return drafter.draft(mode), []
         drafts = {m: drafter.draft(m) for m in ("dynamic", "static")}
@@ -174,6 +199,14 @@ class Int8(Pass[Int8Config]):
         weakened = drafts["static"].max_error < drafts["dynamic"].max_error
         chosen = "static" if ratio < _FASTER and not weakened else "dynamic"
         return drafts[chosen], [f"auto: {chosen}; static takes {ratio:.2f} x the time of dynamic here"]
+
+    def _trained(self, drafter: Drafter, draft: Draft, training: TrainingConfig) -> Trained:
+        from graphopt.heal.quantized import Trained, train_draft
+
+        if draft.mode == "dynamic":
+            reason = "its ranges are dynamic, which finds them in every run: there is none to train for"
+            return Trained(draft, drafter.model, declined=[Declined("qat", reason)])
+        return train_draft(drafter, draft, training)
 
 
 class _Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ class Lecture:
     parts: Parts = field(default_factory=Parts)
     outputs: Mapping[str, Kind] = field(default_factory=dict)
     tables: bool = False
+    trainable: Collection[str] | None = None  #: names of the weights to train, instead of those that are by themselves
     samples: int | None = None
     checkpoint: Path | None = None
     resume: bool = False
@@ -75,7 +76,8 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
 
     taps = output_taps(ctx.original, model, dict(lecture.outputs))
     hints = trunk_taps(ctx.original, model) if lecture.parts.hint else []
-    module = to_torch(model, trainable=trained(model, tables=lecture.tables))
+    chosen = trained(model, tables=lecture.tables) if lecture.trainable is None else lecture.trainable
+    module = to_torch(model, trainable=chosen)
     if not module.weights():
         raise PassError("the model has no float weight that could be trained; heal goes before int8")
     check_parity(module, model, ctx)
@@ -184,5 +186,6 @@ def check_parity(module: OnnxModule, model: ir.Model, ctx: PassContext) -> None:
 def _fingerprint(model: ir.Model, ctx: PassContext, lecture: Lecture, lessons: int) -> str:
     """Equal for trainings that go through the same steps."""
     what = (digest(model), digest(ctx.original), repr(lecture.settings), repr(lecture.parts))
-    more = (sorted(lecture.outputs.items()), lecture.tables, lessons, ctx.seed)
+    weights = lecture.tables if lecture.trainable is None else sorted(lecture.trainable)
+    more = (sorted(lecture.outputs.items()), weights, lessons, ctx.seed)
     return hashlib.sha256(repr((what, more)).encode()).hexdigest()

@@ -24,7 +24,7 @@ from graphopt.quantization.selection import readers_by_activation, select
 from graphopt.quantization.sites import Linear, Site, Table, by_weight
 from graphopt.quantization.statistics import collect_channels, collect_histograms, widths_of
 from graphopt.quantization.weights import INT8_GRID, Codes, quantize, read_matrix, site_matrix
-from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias
+from graphopt.quantization.writer import Choices, Int8Writer, StaticRange, constant_bias, scale_with_room
 from graphopt.transform import Declined, PassContext
 
 Mode = Literal["dynamic", "static"]
@@ -97,11 +97,11 @@ class Drafter:
                 bar.advance(len(listed))
         return found
 
-    def draft(self, mode: Mode) -> Draft:
+    def draft(self, mode: Mode, *, guarded: bool = True) -> Draft:
         """All of it for one mode.
 
         Sites whose measured error exceeds ``max_error`` stay float; when the guard refuses the rest, so do as many of
-        the next worst as it takes.
+        the next worst as it takes, if this is to be ``guarded``.
         """
         ranges = self._ranges() if mode == "static" else {}
         choices = Choices(self.codes, ranges, self.gains, contrib=self.contrib)
@@ -115,6 +115,8 @@ class Drafter:
             choices = replace(choices, shifts=mean_shifts(self.model, self.ctx, readers, choices))
         errors, shifts = measure_errors(self.model, self.ctx, readers, choices)
         choices = replace(choices, shifts=shifts)
+        if not guarded:
+            return self._keep(mode, choices, errors, self.max_error)
         return within(
             self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
         )
@@ -129,20 +131,16 @@ class Drafter:
         return {name: choose_range(h, self.calibration) for name, h in histograms.items()}
 
     def _with_room_for_bias(self, ranges: Mapping[str, StaticRange]) -> dict[str, Codes]:
-        """The codes, coarser for filters of a convolution so small that int32 would not hold the bias in their units.
-
-        QLinearConv has no other way to add a bias. Such filters hardly respond to anything but are biased: channels
-        that training has switched off.
-        """
+        """The codes, coarser where ``scale_with_room`` says so."""
         found = dict(self.codes)
         for name, sites in self.readers.items():
             for site in sites:
                 bias = constant_bias(site) if site.convolves and site.name in found and name in ranges else None
                 if bias is None:
                     continue
-                least = np.abs(bias) / (ranges[name].scale * 2.0**30)
-                if (found[site.name].scale < least).any():
-                    least = least if self.per_channel else least.max(keepdims=True)
+                scale = found[site.name].scale
+                least = scale_with_room(scale, bias, ranges[name])
+                if (scale < least).any():
                     found[site.name] = quantize(
                         site_matrix(site).T, 0, per_channel=self.per_channel, least=least, grid=self.grid
                     )

@@ -57,6 +57,16 @@ def correctable(site: Linear, choices: Choices) -> bool:
     return site.bias.value.const_value is not None
 
 
+def scale_with_room(scale: np.ndarray, bias: np.ndarray, chosen: StaticRange) -> np.ndarray:
+    """``scale``, [N] or [1], coarser for filters of a convolution so small that int32 would not hold ``bias`` [N].
+
+    QLinearConv has no other way to add a bias. Such filters hardly respond to anything but are biased: channels that
+    training has switched off.
+    """
+    least = np.abs(bias) / (chosen.scale * 2.0**30)
+    return np.asarray(np.maximum(scale, np.float32(least if len(scale) > 1 else least.max(keepdims=True))))
+
+
 def _read_by(dequantized: ir.Value) -> Sequence[ir.Value | None]:
     node = dequantized.producer()
     assert node is not None
@@ -146,8 +156,11 @@ class Int8Writer(RowWriter):
     def _grid(self, chosen: StaticRange, hint: str | None) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point; those of one range are the same values wherever they are needed."""
         scale = self._initializer(("grid", id(chosen)), f"{hint}_scale", np.array(chosen.scale, dtype=np.float32))
+        return scale, self._zero(chosen, hint)
+
+    def _zero(self, chosen: StaticRange, hint: str | None) -> ir.Value:
         zero = np.array(chosen.zero, dtype=np.uint8)
-        return scale, self._initializer(("zero", "uint8", chosen.zero), f"{hint}_zero", zero)
+        return self._initializer(("zero", "uint8", chosen.zero), f"{hint}_zero", zero)
 
     def _close(self, value: ir.Value, chosen: StaticRange) -> None:
         """All readers of ``value`` see what its codes stand for."""
