@@ -65,7 +65,7 @@ def _trained(drafter: Drafter, draft: Draft, config: TrainingConfig) -> Trained:
     simulation = simulate(model, draft.sites, draft.choices)
     if not simulation.sites:
         return _untrained(draft, model, "no product has a static range, so there is nothing to train")
-    lecture = config.lecture(ctx, trainable=_trainable(simulation))
+    lecture = config.lecture(ctx, trainable=trainable(simulation))
     try:
         healed = heal(simulation.model, ctx, lecture)
     except (ModelError, PassError) as error:
@@ -74,7 +74,7 @@ def _trained(drafter: Drafter, draft: Draft, config: TrainingConfig) -> Trained:
     if not healed.changed:
         reason = f"{healed.course.steps} steps did not get it nearer to the original"
         return replace(_untrained(draft, model, reason), pinned=pinned)
-    choices, behind = simulation.learned(), _floats(simulation, healed.changed)
+    choices, behind = simulation.learned(), floats(simulation, healed.changed)
     before, after = ctx.divergences([written(model, draft.choices), written(behind, choices)])
     if after >= before:
         reason = f"trained it is {after:.2e} from the original (1 - cosine, held-out inputs), untrained {before:.2e}"
@@ -94,7 +94,7 @@ def _told(healed: Healed) -> str:
     return f"best of {course.steps} steps: {course.best}, on {healed.samples} samples{cut}; {loss}"
 
 
-def _trainable(simulation: Simulation) -> set[str]:
+def trainable(simulation: Simulation) -> set[str]:
     """What int8 stores in another form, and what ``heal`` trains of the rest; codes that are not simulated rest."""
     stored = {site.weight.name for site in simulation.coded}
     chosen, present = trained(simulation.source, tables=False), weight_places(simulation.model)
@@ -102,7 +102,7 @@ def _trainable(simulation: Simulation) -> set[str]:
     return simulation.names | (kept - stored)
 
 
-def _floats(simulation: Simulation, changed: Sequence[str]) -> ir.Model:
+def floats(simulation: Simulation, changed: Sequence[str]) -> ir.Model:
     """The float model with what training made of the parameters that int8 leaves in float."""
     from graphopt.autograd.parameters import weight_tensor
 
