@@ -64,7 +64,7 @@ def products() -> tuple[ir.Model, Samples]:
 
 def convolutions() -> tuple[ir.Model, Samples]:
     """A residual block with Relu and Relu6, a depthwise convolution without a bias, and logits behind a pool."""
-    text = """agraph (float[N, 4, 8, 8] x) => (float[N, 10] logits) {
+    text = """agraph (float[N, 4, 8, 8] x) => (float[N, 80] logits) {
         [first] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
         ra = Clip(a, lo, hi)
         [second] d = Conv <group = 16, pads = [1, 1, 1, 1]> (ra, w2)
@@ -82,8 +82,8 @@ def convolutions() -> tuple[ir.Model, Samples]:
         "w2": normal(3, 16, 1, 3, 3, scale=0.3) * np.geomspace(3, 0.1, 16)[:, None, None, None],
         "w3": normal(4, 16, 16, 1, 1, scale=0.25),
         "b3": normal(5, 16, scale=0.3),
-        "W": normal(6, 16, 10, scale=0.5),
-        "b": normal(7, 10, scale=0.1),
+        "W": normal(6, 16, 80, scale=0.5),
+        "b": normal(7, 80, scale=0.1),
         "lo": np.array(0.0),
         "hi": np.array(6.0),
     }
