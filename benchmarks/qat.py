@@ -81,10 +81,8 @@ def main() -> int:
     )
     pairs = [compare(s, name, training, arguments.limit, report) for s in subjects for name in arguments.settings]
     worst = max(pairs, key=lambda pair: pair.static)
-    report.expect(
-        worst.closed >= CLOSED,
-        f"where static loses most ({worst.label}): {worst.static:.2e} -> {worst.trained:.2e}, {worst.closed:.0%} closed",
-    )
+    change = f"{worst.static:.2e} -> {worst.trained:.2e}, {worst.closed:.0%} closed"
+    report.expect(worst.closed >= CLOSED, f"where static loses most ({worst.label}): {change}")
     return report.finish(arguments.json)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.heal.config import TrainingConfig
+from graphopt.heal.config import QatConfig
 from graphopt.model import clone_model
 from graphopt.quantization.drafting import Draft, Drafter, write_choices, written
 from graphopt.quantization.finding import find_sites, float_products
@@ -62,7 +62,7 @@ class Int8Config(PassConfig):
     standard: bool = False
     """Write a static MatMul with a bias in standard operators, too: for other runtimes, some 5 % slower on a CPU."""
 
-    qat: TrainingConfig | bool = False
+    qat: QatConfig | bool = False
     """Train the static form as int8 computes it against the original; true, or parameters of heal: {"budget": "2m"}."""
 
     exclude: Patterns = Field(default_factory=list)
@@ -73,8 +73,8 @@ class Int8Config(PassConfig):
 
     @field_validator("qat")
     @classmethod
-    def _is_a_training(cls, value: TrainingConfig | bool) -> TrainingConfig | bool:
-        return TrainingConfig() if value is True else value
+    def _is_a_training(cls, value: QatConfig | bool) -> QatConfig | bool:
+        return QatConfig() if value is True else value
 
     @model_validator(mode="after")
     def _trains_static_ranges(self) -> Self:
@@ -93,9 +93,11 @@ class Int8(Pass[Int8Config]):
               DynamicQuantizeLinear for all readers of ``x``; static: QuantizeLinear / DequantizeLinear pairs around the
               float op, on a CPU MatMulIntegerToFloat for a MatMul with a bias; what lies between convolutions stays in
               codes as far as ONNX Runtime has integer kernels (see ``quantization.regions``); tables:
-              ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers.
+              ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers. With ``qat`` weights
+              of static products, their scales, biases and norms are trained first; see ``heal.quantized``.
     Score:    squared error of a site's output over its variance; sites above ``max_error`` stay float.
-    Raises:   nothing; what cannot be quantized is declined with its reason.
+    Raises:   UsageError for a checkpoint of ``qat`` that cannot be used, MissingDependencyError for ``qat`` without torch;
+              what cannot be quantized or trained is declined with its reason.
     """
 
     name: ClassVar[str] = "int8"
@@ -135,7 +137,7 @@ class Int8(Pass[Int8Config]):
         )
         draft, notes = self._resolve(drafter)
         resolved: dict[str, Any] = {"reduce_range": reduced}
-        if isinstance(self.config.qat, TrainingConfig):
+        if isinstance(self.config.qat, QatConfig):
             trained = self._trained(drafter, draft, self.config.qat)
             draft, model = trained.draft, trained.model
             notes, declined = [*notes, *trained.notes], [*declined, *trained.declined]
@@ -200,7 +202,7 @@ class Int8(Pass[Int8Config]):
         chosen = "static" if ratio < _FASTER and not weakened else "dynamic"
         return drafts[chosen], [f"auto: {chosen}; static takes {ratio:.2f} x the time of dynamic here"]
 
-    def _trained(self, drafter: Drafter, draft: Draft, training: TrainingConfig) -> Trained:
+    def _trained(self, drafter: Drafter, draft: Draft, training: QatConfig) -> Trained:
         from graphopt.heal.quantized import Trained, train_draft
 
         if draft.mode == "dynamic":

@@ -91,3 +91,10 @@ class TrainingConfig(PassConfig):
         """The fields with which a replay goes through the same ``steps``."""
         precision = "bfloat16" if lecture.settings.bfloat16 else "float32"
         return {"budget": f"{steps}steps", "checkpoint": None, "resume": False, "precision": precision}
+
+
+class QatConfig(TrainingConfig):
+    """How to train what int8 will compute; the parameters of ``heal``."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of a training step's products. bfloat16 keeps 8 bits itself, so that codes are turned by chance."""
