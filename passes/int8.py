@@ -96,7 +96,7 @@ class Int8(Pass[Int8Config]):
               ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers. With ``qat`` weights
               of static products, their scales, biases and norms are trained first; see ``heal.quantized``.
     Score:    squared error of a site's output over its variance; sites above ``max_error`` stay float.
-    Raises:   UsageError for a checkpoint of ``qat`` that cannot be used, MissingDependencyError for ``qat`` without torch;
+    Raises:   for ``qat``: UsageError when its checkpoint cannot be used, MissingDependencyError without torch;
               what cannot be quantized or trained is declined with its reason.
     """
 

@@ -216,7 +216,7 @@ class Simulation:
         if site.convolves and site.name in self.writer.biases:
             scale = scale_with_room(scale, _array(self.writer.biases[site.name]), chosen)
         W = _array(weight).reshape(old.codes.shape)
-        columns = W if old.axis == 1 else W.T
+        columns: np.ndarray = W if old.axis == 1 else W.T
         codes = rounded(columns, Steps(np.broadcast_to(scale, (1, columns.shape[1])), None), old.grid)
         return replace(old, codes=np.ascontiguousarray(codes if old.axis == 1 else codes.T), scale=scale)
 
