@@ -185,7 +185,8 @@ class Int8(Pass[Int8Config]):
             why = "the model cannot be run here" if ctx.has_data else "no data"
             notes = [f"{why}: dynamic, outlier channels not balanced, no site kept float for its error"]
             if mode == "static" or self.config.qat:
-                notes.append("static ranges need data to calibrate on; dynamic is used instead")
+                asked = "mode=static" if mode == "static" else "qat"
+                notes.append(f"{asked} needs data to calibrate on; dynamic is used instead")
             return drafter.draft("dynamic"), notes
         opset = drafter.model.graph.opset_imports.get("", 1)
         if mode != "dynamic" and opset < _STATIC_OPSET:

@@ -172,7 +172,7 @@ def test_without_data_there_is_nothing_to_train() -> None:
     assert (plan.resolved["mode"], plan.resolved["qat"]) == ("dynamic", False)
     (reason,) = (d.reason for d in plan.declined if d.site == "qat")
     assert "ranges are dynamic" in reason
-    assert any("static ranges need data" in note for note in plan.notes)
+    assert any("qat needs data to calibrate on" in note for note in plan.notes)
 
 
 def test_parameters() -> None:
