@@ -37,15 +37,19 @@ SLACK = 1.03  #: what two equal ratios may differ by
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its calibration inputs, its score and the inputs that it is timed on."""
+    """A model with its calibration inputs, what it answers to held-out ones, and the inputs that it is timed on."""
 
     name: str
     path: Path
     data: dict[str, Any]  #: what ``load_dataset`` reads
-    score: Callable[[Session], float]
+    answers: Callable[[Session], measuring.Array]  #: rows [N, D]
+    grade: Callable[[measuring.Array], float]
     shapes: tuple[tuple[int, int], ...]
     feed: Callable[[int, int], measuring.Feed]
     passes: dict[str, str]
+
+    def score(self, session: Session) -> float:
+        return self.grade(self.answers(session))
 
 
 def digits(folder: Path, name: str) -> Subject:
@@ -54,23 +58,25 @@ def digits(folder: Path, name: str) -> Subject:
     images = labelled["image"][:, 0] if rows else labelled["image"]
     key = "rows" if rows else "image"
 
-    def score(session: Session) -> float:
+    def answers(session: Session) -> measuring.Array:
         (logits,) = session.run({key: images}).values()
+        return logits
+
+    def grade(logits: measuring.Array) -> float:
         return 100.0 * float((logits.argmax(axis=1) == labelled["label"]).mean())
 
     def feed(batch: int, side: int) -> measuring.Feed:
         return {key: images[:batch]}
 
     data = {"spec": folder / ("rows.npz" if rows else "images.npz")}
-    return Subject(name, folder / f"{name}.onnx", data, score, ((1, 32), (16, 32)), feed, OURS)
+    return Subject(name, folder / f"{name}.onnx", data, answers, grade, ((1, 32), (16, 32)), feed, OURS)
 
 
 def sentences(path: Path, stsb: Path, text: Path) -> Subject:
     pairs = measuring.Pairs(stsb)
     data = {"spec": text, "tokenizer": str(tokenizer_path())}
     return Subject(
-        path.stem, path, data, lambda session: pairs.spearman(pairs.embed(session)), measuring.SHAPES,
-        measuring.token_feed, FUSED,
+        path.stem, path, data, pairs.embed, pairs.spearman, measuring.SHAPES, measuring.token_feed, FUSED,
     )  # fmt: skip
 
 
@@ -107,15 +113,18 @@ def theirs(subject: Subject, folder: Path) -> Iterator[tuple[str, Path]]:
         yield label, static
 
 
+def optimized(subject: Subject, passes: str, limit: int | None = CALIBRATION) -> Any:
+    """What a recipe makes of a subject on its own inputs; the guard lets everything through."""
+    return graphopt.optimize(
+        subject.path, passes, data=subject.data["spec"], tokenizer=subject.data.get("tokenizer"), limit=limit,
+        threads=1, metric=measuring.open_guard, max_drop=1.0,
+    )  # fmt: skip
+
+
 def ours(subject: Subject) -> Iterator[tuple[str, Any]]:
     """In-memory models."""
-    data, tokenizer = subject.data["spec"], subject.data.get("tokenizer")
     for label, passes in subject.passes.items():
-        result = graphopt.optimize(
-            subject.path, passes, data=data, tokenizer=tokenizer, limit=CALIBRATION, threads=1,
-            metric=measuring.open_guard, max_drop=1.0,
-        )  # fmt: skip
-        yield label, result.model
+        yield label, optimized(subject, passes).model
 
 
 def compare(subject: Subject, report: measuring.Report, seconds: float) -> None:

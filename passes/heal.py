@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field, field_validator
+from typing import ClassVar
 
 from graphopt.analysis.view import GraphView
-from graphopt.heal.budget import Budget
+from graphopt.heal.config import TrainingConfig
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
-if TYPE_CHECKING:
-    from graphopt.heal.healing import Lecture
 
-
-class HealConfig(PassConfig):
+class HealConfig(TrainingConfig):
     """How long to train, on what, and with which losses."""
 
-    budget: str = "5m"
-    """Training time (5m, 90s, 1h), turned into steps by timing a few, or steps (300steps), which replay exactly."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak of AdamW's rate; it rises over the first tenth and falls to zero in half a cosine."""
-    batch: int = Field(default=32, ge=1)
-    """Samples a step."""
-    samples: int | None = Field(default=None, ge=1)
-    """Most samples of the calibration inputs to learn from."""
-    temperature: float = Field(default=2.0, gt=0)
-    """Of the softened distributions, on logits."""
-    alpha: float = Field(default=0.0, ge=0, le=1)
-    """Share of the plain squared error on logits; the rest is distillation."""
-    relational: float = Field(default=1.0, ge=0)
-    """Weight of the similarities between the samples of a batch, on embeddings."""
-    hint: float = Field(default=1.0, ge=0)
-    """Weight of what goes into each layer that both models have, on the way to the outputs."""
-    outputs: dict[str, Literal["logits", "embedding", "numbers"]] = Field(default_factory=dict)
-    """What an output is, by name, where its name and shape do not tell: decides its loss."""
     embeddings: bool = False
     """Train embedding tables too."""
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep the exponential moving average of the weights with this decay, e.g. 0.99, instead of the weights."""
-    patience: int | None = Field(default=None, ge=1)
-    """Evaluations on held-out inputs (20 in all) without improvement after which training ends early."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; "auto" is where the models run."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of a training step's products; the weights and the held-out loss stay float32. "auto": bfloat16 where fast."""
-    checkpoint: str | None = None
-    """File for the state of the training, written every half minute, on Ctrl-C and at the end; it is not removed."""
-    resume: bool = False
-    """Go on from ``checkpoint``; the end is that of an uninterrupted training."""
-
-    @field_validator("budget")
-    @classmethod
-    def _is_a_budget(cls, value: str) -> str:
-        Budget.parse(value)
-        return value
 
 
 class Heal(Pass[HealConfig]):
@@ -88,13 +44,12 @@ class Heal(Pass[HealConfig]):
         from graphopt.heal.taps import Kind
 
         student = view.clone()
-        lecture = self._lecture(ctx)
+        lecture = self.config.lecture(ctx, tables=self.config.embeddings)
         healed = heal(student, ctx, lecture)
         course, notes = healed.course, []
         if healed.cut:
             notes.append(f"learned from the first {healed.samples} samples: more do not fit in memory")
-        precision = "bfloat16" if lecture.settings.bfloat16 else "float32"
-        resolved = {"budget": f"{course.steps}steps", "checkpoint": None, "resume": False, "precision": precision}
+        resolved = self.config.pinned(lecture, course.steps)
         if not healed.changed:
             reason = f"{course.steps} steps on {healed.samples} samples did not get it nearer to the original"
             return Plan((), (Declined("model", reason),), tuple(notes), resolved=resolved)
@@ -111,31 +66,3 @@ class Heal(Pass[HealConfig]):
             f"held-out loss {course.after:.4f}",
         )
         return Plan((change,), notes=tuple(notes), resolved=resolved, rewritten=student)
-
-    def _lecture(self, ctx: PassContext) -> Lecture:
-        from graphopt.heal.healing import Lecture, fast_bfloat16
-        from graphopt.heal.taps import Kind, Parts
-        from graphopt.heal.trainer import Settings
-
-        config = self.config
-        device = ("cuda" if ctx.provider == "cuda" else "cpu") if config.device == "auto" else config.device
-        settings = Settings(
-            Budget.parse(config.budget),
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            batch=config.batch,
-            average=config.average,
-            patience=config.patience,
-            seed=ctx.seed,
-            device=device,
-            bfloat16=fast_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16",
-        )
-        return Lecture(
-            settings,
-            Parts(config.temperature, config.alpha, config.relational, config.hint),
-            outputs={name: Kind(kind) for name, kind in config.outputs.items()},
-            tables=config.embeddings,
-            samples=config.samples,
-            checkpoint=None if config.checkpoint is None else Path(config.checkpoint),
-            resume=config.resume,
-        )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import UsageError
+from graphopt.heal.config import QatConfig
 from graphopt.quantization.drafting import Draft, Drafter
 from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
@@ -24,7 +25,10 @@ from graphopt.quantization.sites import Site, Table
 from graphopt.quantization.targets import Target, target_named
 from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes
 from graphopt.quantization.writer import Int8Writer
-from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
+from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
+
+if TYPE_CHECKING:
+    from graphopt.heal.quantized import Trained
 
 _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
 _DYNAMIC_OPSET, _STATIC_OPSET = 11, 13
@@ -67,18 +71,28 @@ class Int8Config(PassConfig):
     standard: bool = False
     """Write a static MatMul with a bias in standard operators, too: for other runtimes, some 5 % slower on a CPU."""
 
+    qat: QatConfig | bool = False
+    """Train the static form as int8 computes it against the original; true, or parameters of heal: {"budget": "2m"}."""
+
     exclude: Patterns = Field(default_factory=list)
     """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
 
     exclude_ops: list[str] = Field(default_factory=list)
     """Op types to leave alone, e.g. Gemm or Gather."""
 
+    @field_validator("qat")
+    @classmethod
+    def _is_a_training(cls, value: QatConfig | bool) -> QatConfig | bool:
+        return QatConfig() if value is True else value
+
     @model_validator(mode="after")
-    def _symmetric_is_static(self) -> Int8Config:
-        if self.activations == "symmetric" and self.mode == "dynamic":
+    def _asks_for_static_ranges(self) -> Self:
+        if self.mode == "dynamic" and self.activations == "symmetric":
             raise ValueError(
                 "activations=symmetric needs mode=static or auto: ranges found at run time give uint8 codes"
             )
+        if self.mode == "dynamic" and self.qat:
+            raise ValueError("qat trains static ranges, and mode=dynamic has none; leave mode out, or say static")
         return self
 
     def form(self, target: Target) -> Target:
@@ -108,10 +122,13 @@ class Int8(Pass[Int8Config]):
               DynamicQuantizeLinear for all readers of ``x``; static: QuantizeLinear / DequantizeLinear pairs around the
               float op, on a CPU MatMulIntegerToFloat for a MatMul with a bias; what lies between convolutions stays in
               codes as far as ONNX Runtime has integer kernels (see ``quantization.regions``); tables:
-              ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers.
+              ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers. With ``qat`` weights
+              of static products, their scales, biases and norms are trained first; see ``heal.quantized``.
     Score:    squared error of a site's output over its variance; sites above ``max_error`` stay float.
               What is written is a row of ``quantization.targets``.
-    Raises:   UsageError for codes that the target does not take; what cannot be quantized is declined with its reason.
+    Raises:   UsageError for codes that the target does not take, and for ``qat`` when its checkpoint cannot be used;
+              MissingDependencyError for ``qat`` without torch. What cannot be quantized or trained is declined with its
+              reason.
     """
 
     name: ClassVar[str] = "int8"
@@ -138,19 +155,24 @@ class Int8(Pass[Int8Config]):
         declined = [*declined, *left]
         if not sites:
             return Plan((), tuple(declined), ("nothing to quantize", *(raised if model is view.model else ())))
-        draft, notes = self._resolve(
-            Drafter(
-                model,
-                ctx,
-                sites,
-                target=form,
-                per_channel=self.config.per_channel,
-                balance=self.config.balance,
-                calibration=self.config.calibration,
-                max_error=self.config.max_error,
-                correct_bias=self.config.correct_bias,
-            )
+        drafter = Drafter(
+            model,
+            ctx,
+            sites,
+            target=form,
+            per_channel=self.config.per_channel,
+            balance=self.config.balance,
+            calibration=self.config.calibration,
+            max_error=self.config.max_error,
+            correct_bias=self.config.correct_bias,
         )
+        draft, notes = self._resolve(drafter)
+        resolved: dict[str, Any] = {}
+        if isinstance(self.config.qat, QatConfig):
+            trained = self._trained(drafter, draft, self.config.qat)
+            draft, model = trained.draft, trained.model
+            notes, declined = [*notes, *trained.notes], [*declined, *trained.declined]
+            resolved["qat"] = {**self.config.qat.model_dump(), **trained.pinned} if draft.mode == "static" else False
         changes = [_change(site, draft) for site in draft.sites]
         reduced = form.weights.bits < 8
         if reduced:
@@ -163,7 +185,7 @@ class Int8(Pass[Int8Config]):
             tuple(changes),
             (*declined, *draft.declined),
             (*raised, *notes, *draft.notes),
-            resolved=self._pinned(draft, reduced),
+            resolved={**self._pinned(draft, reduced), **resolved},
             payload=(model if model is not view.model else None, draft.choices),
         )
 
@@ -195,7 +217,8 @@ class Int8(Pass[Int8Config]):
             if not target.dynamic:
                 return drafter.draft("dynamic"), [f"{why}: {target.name} takes static ranges only"]
             notes = [f"{why}: dynamic, outlier channels not balanced, no site kept float for its error"]
-            if mode == "static":
+            if mode == "static" or self.config.qat:
+                asked = "qat" if self.config.qat and self.config.mode == "auto" else asked
                 notes.append(f"{asked} needs data to calibrate on; dynamic is used instead")
             return drafter.draft("dynamic"), notes
         opset = drafter.model.graph.opset_imports.get("", 1)
@@ -203,6 +226,8 @@ class Int8(Pass[Int8Config]):
             return drafter.draft("dynamic"), [f"opset {opset} has no per-channel DequantizeLinear: dynamic is used"]
         if mode == "dynamic" and not target.dynamic:
             return drafter.draft("static"), [f"{target.name} has no kernels for mode=dynamic; static is used instead"]
+        if self.config.qat:  # trained first: the guard is asked about what comes of it
+            return drafter.draft("static", guarded=False), []
         if mode != "auto":
             return drafter.draft(mode), []
         if not ctx.native:
@@ -214,6 +239,14 @@ class Int8(Pass[Int8Config]):
         weakened = drafts["static"].max_error < drafts["dynamic"].max_error
         chosen = "static" if ratio < _FASTER and not weakened else "dynamic"
         return drafts[chosen], [f"auto: {chosen}; static takes {ratio:.2f} x the time of dynamic here"]
+
+    def _trained(self, drafter: Drafter, draft: Draft, training: QatConfig) -> Trained:
+        from graphopt.heal.quantized import Trained, train_draft
+
+        if draft.mode == "dynamic":
+            reason = "its ranges are dynamic, which finds them in every run: there is none to train for"
+            return Trained(draft, drafter.model, declined=[Declined("qat", reason)])
+        return train_draft(drafter, draft, training)
 
 
 class _Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ def write_back(module: OnnxModule, model: ir.Model) -> list[str]:
     from graphopt.autograd.parameters import weight_tensor
     from graphopt.autograd.types import to_array
 
-    places = _places(model)
+    places = weight_places(model)
     arrays: dict[str, np.ndarray] = {}
     for name, parameter in module.weights().items():
         if name not in places:
@@ -40,7 +41,13 @@ def write_back(module: OnnxModule, model: ir.Model) -> list[str]:
         after = to_array(parameter).astype(tensor.dtype.numpy(), copy=False)
         if before.tobytes() != after.tobytes():
             arrays[name] = after.copy()
-    editor = GraphEditor(model)
+    set_weights(model, arrays)
+    return list(arrays)
+
+
+def set_weights(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give the named weights of ``model`` new values; all of ``arrays`` must be among its ``weight_places``."""
+    places, editor = weight_places(model), GraphEditor(model)
     for name, array in arrays.items():
         value = places[name]
         producer = value.producer()
@@ -48,10 +55,9 @@ def write_back(module: OnnxModule, model: ir.Model) -> list[str]:
             editor.set_attribute(producer, "value", ir.tensor(array, name=name))
         else:
             editor.set_initializer(value, array)
-    return list(arrays)
 
 
-def _places(model: ir.Model) -> dict[str, ir.Value]:
+def weight_places(model: ir.Model) -> dict[str, ir.Value]:
     """Initializers and Constant outputs of all scopes by name."""
     places: dict[str, ir.Value] = {}
     for graph in all_graphs(model):

@@ -52,3 +52,13 @@ def correctable(site: Linear, choices: Choices) -> bool:
     if site.bias is None:
         return site.node.op_type in ("Conv", "Gemm")
     return site.bias.value.const_value is not None
+
+
+def scale_with_room(scale: np.ndarray, bias: np.ndarray, chosen: StaticRange) -> np.ndarray:
+    """``scale``, [N] or [1], coarser for filters of a convolution so small that int32 would not hold ``bias`` [N].
+
+    QLinearConv has no other way to add a bias. Such filters hardly respond to anything but are biased: channels that
+    training has switched off.
+    """
+    least = np.abs(bias) / (chosen.scale * 2.0**30)
+    return np.asarray(np.maximum(scale, np.float32(least if len(scale) > 1 else least.max(keepdims=True))))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.quantization.balance import choose_gain, gains_for
-from graphopt.quantization.choices import Choices, StaticRange, constant_bias
+from graphopt.quantization.choices import Choices, StaticRange, constant_bias, scale_with_room
 from graphopt.quantization.correction import mean_shifts
 from graphopt.quantization.errors import measure_errors
 from graphopt.quantization.limiting import within
@@ -94,15 +94,15 @@ class Drafter:
     def _by_channel(self, site: Linear) -> bool:
         return self.per_channel and site.operator in self.target.per_channel
 
-    def draft(self, mode: Mode) -> Draft:
+    def draft(self, mode: Mode, *, guarded: bool = True) -> Draft:
         """All of it for one mode.
 
         Sites whose measured error exceeds ``max_error`` stay float; when the guard refuses the rest, so do as many of
-        the next worst as it takes.
+        the next worst as it takes, if this is to be ``guarded``.
         """
         choices, errors = self.propose(mode)
-        if not self.measurable:
-            return self._keep(mode, choices, {}, self.max_error)
+        if not (self.measurable and guarded):
+            return self._keep(mode, choices, errors, self.max_error)
         return within(
             self.max_error, errors.values, lambda limit: self._keep(mode, choices, errors, limit), self._accepts
         )
@@ -150,21 +150,17 @@ class Drafter:
         return found
 
     def _with_room_for_bias(self, ranges: Mapping[str, StaticRange]) -> dict[str, Codes]:
-        """The codes, coarser for filters of a convolution so small that int32 would not hold the bias in their units.
-
-        QLinearConv has no other way to add a bias. Such filters hardly respond to anything but are biased: channels
-        that training has switched off.
-        """
+        """The codes, coarser where ``scale_with_room`` says so."""
         found = dict(self.codes)
         for name, sites in self.readers.items():
             for site in sites:
                 bias = constant_bias(site) if site.convolves and site.name in found and name in ranges else None
                 if bias is None:
                     continue
-                least = np.abs(bias) / (ranges[name].scale * 2.0**30)
-                if (found[site.name].scale < least).any():
+                scale = found[site.name].scale
+                least = scale_with_room(scale, bias, ranges[name])
+                if (scale < least).any():
                     by_channel = self._by_channel(site)
-                    least = least if by_channel else least.max(keepdims=True)
                     found[site.name] = quantize(
                         site_matrix(site).T, 0, per_channel=by_channel, least=least, grid=self.target.weights
                     )

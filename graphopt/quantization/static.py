@@ -31,8 +31,11 @@ class StaticWriter(ProductWriter):
     def _grid(self, chosen: StaticRange, hint: str | None) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point; those of one range are the same values wherever they are needed."""
         scale = self._initializer(("grid", id(chosen)), f"{hint}_scale", np.array(chosen.scale, dtype=np.float32))
+        return scale, self._zero(chosen, hint)
+
+    def _zero(self, chosen: StaticRange, hint: str | None) -> ir.Value:
         zero = np.array(chosen.zero, dtype=chosen.grid.dtype)
-        return scale, self._initializer(("zero", zero.dtype.name, chosen.zero), f"{hint}_zero", zero)
+        return self._initializer(("zero", zero.dtype.name, chosen.zero), f"{hint}_zero", zero)
 
     def _domain(self, grid: Grid) -> str:
         """Where QuantizeLinear and DequantizeLinear know the codes: the standard takes 16 bits from opset 21 on."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -99,6 +99,8 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(inner[0])}" if inner else "list"
     if annotation is None or annotation is NoneType:
         return "None"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     return annotation.__name__ if inspect.isclass(annotation) else str(annotation).removeprefix("typing.")
 
 

@@ -181,3 +181,5 @@ def test_parameters_are_described_as_users_write_them():
     assert facts["round_to"]["type"] == "int | None"
     assert facts["round_to"]["description"].endswith("(>= 1)")
     assert facts["exclude"]["type"] == "list of str"
+    facts = {item["name"]: item for item in json.loads(describe_json(discover().load("int8")))["parameters"]}
+    assert facts["qat"]["type"].startswith("{budget, learning_rate, ") and facts["qat"]["type"].endswith("} | bool")
