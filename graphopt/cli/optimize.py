@@ -39,7 +39,7 @@ def optimize(
     provider: options.Provider = None,
     for_target: Annotated[
         str | None,
-        options.option("--target", metavar="NAME", help="Kernels to write for: qnn, tensorrt; default: here."),
+        options.option("--target", metavar="NAME", help="qnn, tensorrt, ... (this machine)."),
     ] = None,
     threads: options.Threads = None,
     seed: options.Seed = None,
