@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graphopt.analysis.view import GraphView
 from graphopt.heal.budget import Budget
@@ -34,6 +35,16 @@ class HealConfig(PassConfig):
     """Weight of the similarities between the samples of a batch, on embeddings."""
     hint: float = Field(default=1.0, ge=0)
     """Weight of what goes into each layer that both models have, on the way to the outputs."""
+    attention: float = Field(default=0.0, ge=0)
+    """Weight of where each head looks, in each layer that both models have."""
+    hint_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first, that learn from hints and attention alone; the others from the outputs alone."""
+    teachers: tuple[str, ...] = ()
+    """Files that answer beside the original: the student learns the mean."""
+    selective: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each step's samples to learn from, e.g. 0.5: those whose outputs are farthest off."""
+    layer_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that a step leaves out a layer, so that the model can lose layers later."""
     outputs: dict[str, Literal["logits", "embedding", "numbers"]] = Field(default_factory=dict)
     """What an output is, by name, where its name and shape do not tell: decides its loss."""
     embeddings: bool = False
@@ -58,6 +69,12 @@ class HealConfig(PassConfig):
     def _is_a_budget(cls, value: str) -> str:
         Budget.parse(value)
         return value
+
+    @model_validator(mode="after")
+    def _has_what_it_starts_with(self) -> HealConfig:
+        if self.hint_share and not self.hint + self.attention:
+            raise ValueError("hint_share needs hint or attention above 0: there is nothing else to start with")
+        return self
 
 
 class Heal(Pass[HealConfig]):
@@ -90,21 +107,19 @@ class Heal(Pass[HealConfig]):
         student = view.clone()
         lecture = self._lecture(ctx)
         healed = heal(student, ctx, lecture)
-        course, notes = healed.course, []
-        if healed.cut:
-            notes.append(f"learned from the first {healed.samples} samples: more do not fit in memory")
+        course, notes = healed.course, list(healed.notes)
         precision = "bfloat16" if lecture.settings.bfloat16 else "float32"
         resolved = {"budget": f"{course.steps}steps", "checkpoint": None, "resume": False, "precision": precision}
         if not healed.changed:
             reason = f"{course.steps} steps on {healed.samples} samples did not get it nearer to the original"
             return Plan((), (Declined("model", reason),), tuple(notes), resolved=resolved)
         notes.append(f"best of {course.steps} steps: {course.best}; learned from {healed.samples} samples")
-        kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps if tap.kind is not Kind.HINT)
-        hints = sum(tap.kind is Kind.HINT for tap in healed.taps)
-        if hints:
-            notes.append(f"{hints} hints: inputs of layers that the original has too")
-        if healed.unfit:
-            notes.append(f"{healed.unfit} hints left out: their values differ from the original's in more than a width")
+        kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps if not tap.kind.on_the_way)
+        number = Counter(tap.kind for tap in healed.taps)
+        if number[Kind.HINT]:
+            notes.append(f"{number[Kind.HINT]} hints: inputs of layers that the original has too")
+        if number[Kind.ATTENTION]:
+            notes.append(f"{number[Kind.ATTENTION]} attention maps, of layers that the original has too")
         change = Change(
             f"{len(healed.changed)} weights, by {kinds}",
             f"held-out loss {course.before:.4f}",
@@ -128,12 +143,16 @@ class Heal(Pass[HealConfig]):
             patience=config.patience,
             seed=ctx.seed,
             device=device,
+            hint_share=config.hint_share,
+            selective=config.selective,
+            layer_dropout=config.layer_dropout,
             bfloat16=fast_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16",
         )
         return Lecture(
             settings,
-            Parts(config.temperature, config.alpha, config.relational, config.hint),
+            Parts(config.temperature, config.alpha, config.relational, config.hint, config.attention),
             outputs={name: Kind(kind) for name, kind in config.outputs.items()},
+            teachers=tuple(map(Path, config.teachers)),
             tables=config.embeddings,
             samples=config.samples,
             checkpoint=None if config.checkpoint is None else Path(config.checkpoint),

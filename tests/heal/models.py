@@ -70,12 +70,14 @@ def tower(layers: int = 4, *, seed: int = 0) -> ir.Model:
 
 
 def damaged(model: ir.Model, *, noise: float = 0.3, seed: int = 1) -> ir.Model:
-    """The same graph with noise on every weight."""
+    """The same graph with noise on every float weight."""
     rng = np.random.default_rng(seed)
     copy = model.clone()
     for value in copy.graph.initializers.values():
         assert value.const_value is not None
         array = value.const_value.numpy()
+        if array.dtype.kind != "f":
+            continue
         value.const_value = ir.tensor(
             (array + noise * rng.standard_normal(array.shape)).astype(array.dtype), name=value.name
         )

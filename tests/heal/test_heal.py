@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import PassError, UsageError
-from graphopt.heal import healing, trainer
+from graphopt.heal import healing, teachers, trainer
 from graphopt.heal.taps import Kind, Parts, Tap, output_taps, trunk_taps
 from graphopt.model import clone_model, digest
 from graphopt.passes.drop_layers import DropLayers
@@ -245,7 +245,7 @@ def test_a_hint_of_another_width_gets_a_regressor_that_learns() -> None:
         objective(found, wanted, {}).backward()
         optimizer.step()
     assert objective(found, wanted, {}).item() < 1e-3 * before
-    assert float(objective({"y": found["y"]}, wanted, {})) == 0.0  # what decides are the outputs
+    assert float(objective({"y": found["y"]}, wanted, {}, objective.outputs)) == 0.0  # what decides are the outputs
 
 
 def test_products_in_bfloat16_heal_too_and_a_replay_keeps_them() -> None:
@@ -259,5 +259,5 @@ def test_products_in_bfloat16_heal_too_and_a_replay_keeps_them() -> None:
 
 def test_hints_are_halved_unless_they_are_too_large_for_that() -> None:
     small, large = np.array([[1.5, -2.0]], np.float32), np.array([[1.5, 7e4]], np.float32)
-    assert healing._halved(small).dtype == np.float16
-    assert healing._halved(large).dtype == np.float32 and np.isfinite(healing._halved(large)).all()
+    assert teachers._halved(small).dtype == np.float16
+    assert teachers._halved(large).dtype == np.float32 and np.isfinite(teachers._halved(large)).all()
