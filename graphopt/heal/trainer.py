@@ -191,7 +191,8 @@ class Trainer:
             with self._autocast:
                 found = self._found(lesson, taps, skipped)
             loss = self._loss(lesson, found, taps) * (lesson.rows / rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # a hint has no weight before it when all layers there are skipped
+                loss.backward()  # type: ignore[no-untyped-call]
             mean += float(loss.detach())
         nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()

@@ -6,7 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
