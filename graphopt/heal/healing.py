@@ -95,7 +95,7 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     objective = Objective(taps, lecture.parts, mask_input(model))
     unfit = len(_fit(objective, module, lessons[0]))
     if unfit:
-        notes.append(f"{unfit} hints left out: their values differ from the original's in more than a width")
+        notes.append(f"{unfit} hints or maps left out: their values differ from the original's in more than a width")
     if settings.hint_share and not objective.on_the_way:
         notes.append("hint_share: there are no hints, so all steps learn from the outputs")
     trainer = Trainer(module, lessons, held, objective, settings, depth)
