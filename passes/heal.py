@@ -85,8 +85,8 @@ class Heal(Pass[HealConfig]):
               final Softmax), embeddings by direction, size and the similarities within a batch, other numbers by
               squared error. The weights kept are those with the least loss on held-out inputs.
     Declines: to train without real inputs, and what did not get better on held-out inputs.
-    Raises:   PassError when torch and ONNX Runtime do not agree on the model, UsageError for a teacher with other inputs
-              or outputs than the original.
+    Raises:   PassError when torch and ONNX Runtime do not agree on the model, UsageError for a teacher with other
+              inputs or outputs than the original.
     """
 
     name: ClassVar[str] = "heal"
