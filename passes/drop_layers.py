@@ -9,15 +9,14 @@ import onnx_ir as ir
 from pydantic import Field
 
 from graphopt.analysis.blocks import Layer
-from graphopt.analysis.shapes import ShapeTable
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
-from graphopt.errors import GraphoptError, UsageError
+from graphopt.errors import UsageError
+from graphopt.layers import Stack, bypass, droppable
 from graphopt.model import clone_model, model_bytes
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 SAMPLES = 128  #: selection samples that every trial runs on
-Stack = dict[str, Layer]  #: layers of one trunk by name
 
 
 class DropLayersConfig(PassConfig):
@@ -53,7 +52,7 @@ class DropLayers(Pass[DropLayersConfig]):
 
     def plan(self, view: GraphView, ctx: PassContext) -> Plan:
         """Find the layers to drop."""
-        stacks, declined = _stacks(view, self.config.exclude)
+        stacks, declined = droppable(view, self.config.exclude)
         named = {name: layer for stack in stacks for name, layer in stack.items()}
         notes: list[str] = []
         if self.config.layers is not None:
@@ -70,7 +69,7 @@ class DropLayers(Pass[DropLayersConfig]):
             some = f"ratio={self.config.ratio:g} of {len(named)} layers is none"
             reason = some if named else "no residual trunk has two layers that could go"
             return Plan((), (*declined, Declined("model", reason)))
-        links = [_link(named[name]) for name in chosen]
+        links = [bypass(named[name]) for name in chosen]
         each = (model_bytes(view.model) - model_bytes(_without(view.model, links))) // len(chosen)
         return Plan(
             tuple(Change(name, named[name].summary, "dropped", each) for name in sorted(chosen)),
@@ -85,47 +84,6 @@ class DropLayers(Pass[DropLayersConfig]):
         _unlink(editor, plan.payload)
 
 
-def _stacks(view: GraphView, exclude: Sequence[str]) -> tuple[list[Stack], list[Declined]]:
-    """The layers of each trunk that can go, two or more a trunk, and why others cannot."""
-    names = {layer: f"layers.{number}" for number, layer in enumerate(view.structure.layers)}
-    stacks, declined = [], []
-    shapes = _measured(view)
-    for trunk in view.structure.trunks:
-        if trunk.graph is not view.model.graph or trunk.nested or len(trunk.layers) < 2:
-            continue
-        stack: Stack = {}
-        for layer in trunk.layers:
-            name = names[layer]
-            reason = "excluded" if name in exclude else _obstacle(layer, shapes)
-            if reason:
-                declined.append(Declined(name, reason))
-            else:
-                stack[name] = layer
-        if len(stack) > 1:
-            stacks.append(stack)
-    return stacks, declined
-
-
-def _measured(view: GraphView) -> ShapeTable | None:
-    """Sizes of all values; of a model that cannot be run here there are only those that the file states."""
-    try:
-        return view.shapes
-    except GraphoptError:
-        return None
-
-
-def _obstacle(layer: Layer, shapes: ShapeTable | None) -> str:
-    for block in layer.blocks:
-        if block.side_outputs:
-            return f"something else reads its {block.side_outputs[0].name!r}"
-    differs = "its output is not of the shape of its input"
-    if shapes is not None and shapes.known(layer.input) and shapes.known(layer.output):
-        return differs if shapes.sizes(layer.input) != shapes.sizes(layer.output) else ""
-    into, out = layer.input.shape, layer.output.shape
-    known = into is not None and out is not None and into.is_static() and out.is_static()
-    return differs if known and into != out else ""
-
-
 def _choose(view: GraphView, ctx: PassContext, stacks: Sequence[Stack], count: int, notes: list[str]) -> list[str]:
     """Names of ``count`` layers, in the order in which they were chosen."""
     if not ctx.has_data or not ctx.can_run:
@@ -136,8 +94,8 @@ def _choose(view: GraphView, ctx: PassContext, stacks: Sequence[Stack], count: i
     with ctx.progress("leave out layers", count) as bar:
         while len(gone) < count:
             trials = {name: layer for stack in left if len(stack) > 1 for name, layer in stack.items()}
-            links = [_link(layer) for layer in gone.values()]
-            models = (_without(view.model, [*links, _link(layer)]) for layer in trials.values())
+            links = [bypass(layer) for layer in gone.values()]
+            models = (_without(view.model, [*links, bypass(layer)]) for layer in trials.values())
             damage = dict(zip(trials, ctx.divergences(models, limit=SAMPLES), strict=True))
             least = min(damage, key=damage.__getitem__)
             notes.append(f"without {least} the outputs are {damage[least]:.4f} away (1 - cosine)")
@@ -155,10 +113,6 @@ def _alternate(stacks: Sequence[Stack], count: int) -> list[str]:
         names = list(stack)
         order += [*names[-2::-2], *names[-1::-2]][: len(names) - 1]
     return order[:count]
-
-
-def _link(layer: Layer) -> tuple[str, str]:
-    return layer.output.name or "", layer.input.name or ""
 
 
 def _without(model: ir.Model, links: Sequence[tuple[str, str]]) -> ir.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
 from graphopt.analysis.view import GraphView
@@ -24,7 +25,8 @@ class Heal(Pass[HealConfig]):
               final Softmax), embeddings by direction, size and the similarities within a batch, other numbers by
               squared error. The weights kept are those with the least loss on held-out inputs.
     Declines: to train without real inputs, and what did not get better on held-out inputs.
-    Raises:   PassError when torch and ONNX Runtime do not agree on the model.
+    Raises:   PassError when torch and ONNX Runtime do not agree on the model, UsageError for a teacher with other
+              inputs or outputs than the original.
     """
 
     name: ClassVar[str] = "heal"
@@ -46,20 +48,18 @@ class Heal(Pass[HealConfig]):
         student = view.clone()
         lecture = self.config.lecture(ctx, tables=self.config.embeddings)
         healed = heal(student, ctx, lecture)
-        course, notes = healed.course, []
-        if healed.cut:
-            notes.append(f"learned from the first {healed.samples} samples: more do not fit in memory")
+        course, notes = healed.course, list(healed.notes)
         resolved = self.config.pinned(lecture, course.steps)
         if not healed.changed:
             reason = f"{course.steps} steps on {healed.samples} samples did not get it nearer to the original"
             return Plan((), (Declined("model", reason),), tuple(notes), resolved=resolved)
         notes.append(f"best of {course.steps} steps: {course.best}; learned from {healed.samples} samples")
-        kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps if tap.kind is not Kind.HINT)
-        hints = sum(tap.kind is Kind.HINT for tap in healed.taps)
-        if hints:
-            notes.append(f"{hints} hints: inputs of layers that the original has too")
-        if healed.unfit:
-            notes.append(f"{healed.unfit} hints left out: their values differ from the original's in more than a width")
+        kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps if not tap.kind.on_the_way)
+        number = Counter(tap.kind for tap in healed.taps)
+        if number[Kind.HINT]:
+            notes.append(f"{number[Kind.HINT]} hints: inputs of layers that the original has too")
+        if number[Kind.ATTENTION]:
+            notes.append(f"{number[Kind.ATTENTION]} attention maps, of layers that the original has too")
         change = Change(
             f"{len(healed.changed)} weights, by {kinds}",
             f"held-out loss {course.before:.4f}",

@@ -67,26 +67,26 @@ def _attends_to_own_values(node: ir.Node, inside: set[ir.Node], flow: DataFlow) 
     if node.op_type not in PRODUCTS or flow.bears_weight[flow.position[node]] or len(node.inputs) != 2:
         return None
     for side in (0, 1):
-        if is_attention_weights(node.inputs[side]):
+        if attention_softmax(node.inputs[side]) is not None:
             values = node.inputs[1 - side]
             return values is not None and values.producer() in inside
     return None
 
 
-def is_attention_weights(value: ir.Value | None) -> bool:
-    """Whether ``value`` is a softmax's output, possibly masked, scaled or laid out anew."""
+def attention_softmax(value: ir.Value | None) -> ir.Node | None:
+    """The softmax that ``value`` comes from, possibly masked, scaled or laid out anew on the way."""
     for _ in range(_MAX_CARRIERS):
         node = value.producer() if value is not None else None
         if node is None:
-            return False
+            return None
         if node.op_type == "Softmax":
-            return True
+            return node
         if node.op_type not in _CARRIERS:
-            return False
+            return None
         value = node.inputs[-1] if node.op_type == "Where" and _is_constant(node.inputs[1]) else node.inputs[0]
         if node.op_type == "Where" and value is node.inputs[0]:
             value = node.inputs[1]
-    return False
+    return None
 
 
 def _is_constant(value: ir.Value | None) -> bool:

@@ -29,6 +29,12 @@ def heal(
     learning_rate: Annotated[
         float | None, options.option("--learning-rate", metavar="X", help="Peak of AdamW's rate (2e-4).")
     ] = None,
+    teachers: Annotated[
+        list[Path] | None, options.option("--teacher", metavar="FILE", help="Answers beside the original; repeatable.")
+    ] = None,
+    more: Annotated[
+        str | None, options.option("--set", metavar="KEY=VALUE,...", help="Others of: graphopt passes heal.")
+    ] = None,
     resume: Annotated[bool, options.flag("--resume", help="Go on where an interrupted run stopped.")] = False,
     metric: Annotated[
         str | None, options.option("--metric", metavar="SPEC", help="module:function, higher is better.")
@@ -50,6 +56,7 @@ def heal(
     """
     from graphopt.cli.console import TerminalTalk, print_json, stdout
     from graphopt.pipeline import optimize as pipeline
+    from graphopt.pipeline.expression import parse_parameters
     from graphopt.report.terminal import print_result
 
     target = output if output is not None else model.with_name(f"{model.stem}.healed.onnx")
@@ -60,6 +67,8 @@ def heal(
         "resume": resume,
         **({"learning_rate": learning_rate} if learning_rate is not None else {}),
         **({"device": device} if device is not None else {}),
+        **({"teachers": [str(file) for file in teachers]} if teachers else {}),
+        **(parse_parameters("heal", more) if more is not None else {}),
     }
     result = pipeline.optimize(
         model,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graphopt.heal.budget import Budget
 from graphopt.transform import PassConfig, PassContext
@@ -34,6 +34,16 @@ class TrainingConfig(PassConfig):
     """Weight of the similarities between the samples of a batch, on embeddings."""
     hint: float = Field(default=1.0, ge=0)
     """Weight of what goes into each layer that both models have, on the way to the outputs."""
+    attention: float = Field(default=0.0, ge=0)
+    """Weight of where each head looks, in each layer that both models have."""
+    hint_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps, the first, that learn from hints and attention alone; the others from the outputs alone."""
+    teachers: tuple[str, ...] = ()
+    """Files that answer beside the original: the student learns the mean."""
+    selective: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each step's samples to learn from, e.g. 0.5: those whose outputs are farthest off."""
+    layer_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that a step leaves out a layer, so that the model can lose layers later."""
     outputs: dict[str, Literal["logits", "embedding", "numbers"]] = Field(default_factory=dict)
     """What an output is, by name, where its name and shape do not tell: decides its loss."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -57,6 +67,12 @@ class TrainingConfig(PassConfig):
         Budget.parse(value)
         return value
 
+    @model_validator(mode="after")
+    def _has_what_it_starts_with(self) -> Self:
+        if self.hint_share and not self.hint + self.attention:
+            raise ValueError("hint_share needs hint or attention above 0: there is nothing else to start with")
+        return self
+
     def lecture(self, ctx: PassContext, *, tables: bool = False, trainable: Collection[str] | None = None) -> Lecture:
         """The same as ``heal`` takes it; the two arguments are its fields of these names."""
         from graphopt.heal.healing import Lecture, fast_bfloat16
@@ -73,12 +89,16 @@ class TrainingConfig(PassConfig):
             patience=self.patience,
             seed=ctx.seed,
             device=device,
+            hint_share=self.hint_share,
+            selective=self.selective,
+            layer_dropout=self.layer_dropout,
             bfloat16=fast_bfloat16(device) if self.precision == "auto" else self.precision == "bfloat16",
         )
         return Lecture(
             settings,
-            Parts(self.temperature, self.alpha, self.relational, self.hint),
+            Parts(self.temperature, self.alpha, self.relational, self.hint, self.attention),
             outputs={name: Kind(kind) for name, kind in self.outputs.items()},
+            teachers=tuple(map(Path, self.teachers)),
             tables=tables,
             trainable=trainable,
             samples=self.samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,9 @@ import onnx_ir as ir
 from graphopt.autograd import to_torch, write_back
 from graphopt.autograd.requirement import require_torch
 from graphopt.errors import PassError
-from graphopt.heal.lessons import Arrays, Lesson, gather
-from graphopt.heal.taps import Kind, Parts, Tap, output_taps, teacher_names, trunk_taps
+from graphopt.heal.lessons import Lesson, gather
+from graphopt.heal.taps import Kind, Parts, Tap, attention_taps, output_taps, trunk_taps
+from graphopt.heal.teachers import Teachers
 from graphopt.model import digest
 from graphopt.runtime.inputs import Kind as InputKind
 from graphopt.runtime.inputs import input_facts
@@ -42,6 +43,7 @@ class Lecture:
     settings: Settings
     parts: Parts = field(default_factory=Parts)
     outputs: Mapping[str, Kind] = field(default_factory=dict)
+    teachers: Sequence[Path] = ()
     tables: bool = False
     trainable: Collection[str] | None = None  #: names of the weights to train, instead of those that are by themselves
     samples: int | None = None
@@ -56,9 +58,8 @@ class Healed:
     course: Course
     changed: Sequence[str]  #: names of the weights that training changed
     taps: Sequence[Tap]
-    unfit: int  #: hints that were left out: their values differ in more than a width
     samples: int
-    cut: bool  #: there were more inputs than fit in memory
+    notes: Sequence[str]  #: what was asked for and is not there to learn from
 
 
 def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
@@ -67,26 +68,40 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     The weights that end in it are those with the least loss on the selection split; without any that beat the ones it
     had, it keeps them.
 
-    Raises PassError when torch and ONNX Runtime disagree on the model, before training or after; ModelError for an
+    Raises PassError when torch and ONNX Runtime disagree on the model, before training or after; UsageError for a
+    teacher of another interface, or samples that cannot be told apart where some are to be selected; ModelError for an
     operator that cannot be trained through; MissingDependencyError without torch.
     """
     require_torch()
+    from graphopt.heal.depth import LayerDropout
     from graphopt.heal.objective import Objective
     from graphopt.heal.trainer import Trainer
 
-    taps = output_taps(ctx.original, model, dict(lecture.outputs))
-    hints = trunk_taps(ctx.original, model) if lecture.parts.hint else []
+    settings = lecture.settings
+    notes: list[str] = []
+    teachers = Teachers(ctx, model, lecture.teachers, lecture.outputs)
+    taps = [*teachers.outputs, *_on_the_way(ctx.original, model, lecture.parts, notes)]
+    depth = LayerDropout(model, settings.layer_dropout, settings.seed) if settings.layer_dropout else None
+    if depth is not None and not depth.stacks:
+        notes.append("no layer is left out: no residual trunk has two layers that could go")
     chosen = trained(model, tables=lecture.tables) if lecture.trainable is None else lecture.trainable
     module = to_torch(model, trainable=chosen)
     if not module.weights():
         raise PassError("the model has no float weight that could be trained; heal goes before int8")
     check_parity(module, model, ctx)
-    lessons, cut = gather(_answers(ctx, [*taps, *hints], "calibration", lecture.samples), KEPT_BYTES)
-    held, _ = gather(_answers(ctx, taps, "selection", HELD_OUT), KEPT_BYTES)
-    objective = Objective([*taps, *hints], lecture.parts, mask_input(model))
+    lessons, cut = gather(teachers.answers(taps, "calibration", lecture.samples), KEPT_BYTES)
+    samples = sum(lesson.rows for lesson in lessons)
+    if cut:
+        notes.append(f"learned from the first {samples} samples: more do not fit in memory")
+    held, _ = gather(teachers.answers(teachers.outputs, "selection", HELD_OUT), KEPT_BYTES)
+    objective = Objective(taps, lecture.parts, mask_input(model))
     unfit = len(_fit(objective, module, lessons[0]))
-    trainer = Trainer(module, lessons, held, objective, lecture.settings)
-    known = lecture.settings.budget.steps
+    if unfit:
+        notes.append(f"{unfit} hints or maps left out: their values differ from the original's in more than a width")
+    if settings.hint_share and not objective.on_the_way:
+        notes.append("hint_share: there are no hints, so all steps learn from the outputs")
+    trainer = Trainer(module, lessons, held, objective, settings, depth)
+    known = settings.budget.steps
     with ctx.progress("heal", known or 0) as bar:
 
         def report(step: int, total: int, loss: float, held_out: float) -> None:
@@ -97,29 +112,24 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
             report=report,
             path=lecture.checkpoint,
             resume=lecture.resume,
-            fingerprint=_fingerprint(model, ctx, lecture, len(lessons)),
+            fingerprint=_fingerprint(model, ctx, lecture, teachers, len(lessons)),
         )
     module.to("cpu")
     changed = write_back(module, model) if course.best else []
     if changed:
         check_parity(module, model, ctx)
-    return Healed(course, changed, objective.taps, unfit, sum(lesson.rows for lesson in lessons), cut)
+    return Healed(course, changed, objective.taps, samples, notes)
 
 
-def _answers(
-    ctx: PassContext, taps: Sequence[Tap], split: str, limit: int | None
-) -> Iterator[tuple[Arrays, dict[str, np.ndarray]]]:
-    """Inputs and what the teacher makes of them; hints in half precision, for they are many and need not be met."""
-    hints = {tap.teacher for tap in taps if tap.kind is Kind.HINT} - {
-        tap.teacher for tap in taps if tap.kind != Kind.HINT
-    }
-    for feed, answers in ctx.examples(ctx.original, teacher_names(taps), split=split, limit=limit):
-        yield feed, {name: _halved(array) if name in hints else array for name, array in answers.items()}
-
-
-def _halved(array: np.ndarray) -> np.ndarray:
-    """As float16, unless something in it is too large for that."""
-    return array.astype(np.float16) if np.abs(array).max(initial=0.0) < np.finfo(np.float16).max else array
+def _on_the_way(original: ir.Model, model: ir.Model, parts: Parts, notes: list[str]) -> list[Tap]:
+    """Hints and attention maps that both models have."""
+    hints = trunk_taps(original, model) if parts.hint else []
+    maps, missing = attention_taps(original, model) if parts.attention else ([], 0)
+    if missing:
+        notes.append(f"attention of {missing} layers cannot be compared: it is inside one operator, or differs in kind")
+    elif parts.attention and not maps:
+        notes.append("no attention is compared: the models have no layer with attention in common")
+    return [*hints, *maps]
 
 
 def _fit(objective: Objective, module: OnnxModule, lesson: Lesson) -> list[Tap]:
@@ -184,9 +194,10 @@ def check_parity(module: OnnxModule, model: ir.Model, ctx: PassContext) -> None:
                 )
 
 
-def _fingerprint(model: ir.Model, ctx: PassContext, lecture: Lecture, lessons: int) -> str:
+def _fingerprint(model: ir.Model, ctx: PassContext, lecture: Lecture, teachers: Teachers, lessons: int) -> str:
     """Equal for trainings that go through the same steps."""
-    what = (digest(model), digest(ctx.original), repr(lecture.settings), repr(lecture.parts))
+    models = [digest(each) for each in (model, ctx.original, *teachers.models)]
+    what = (models, repr(lecture.settings), repr(lecture.parts))
     weights = lecture.tables if lecture.trainable is None else sorted(lecture.trainable)
     more = (sorted(lecture.outputs.items()), weights, lessons, ctx.seed)
     return hashlib.sha256(repr((what, more)).encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""What is learned from: batches of inputs with the teacher's answers, and the order in which they come."""
+"""What is learned from: batches of inputs with the teacher's answers, their order, and which samples of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,28 @@ class Lesson:
     @property
     def nbytes(self) -> int:
         return sum(int(a.nbytes) for a in (*self.inputs.values(), *self.targets.values()))
+
+    @property
+    def size(self) -> int:
+        """Elements of the inputs: what the time of a run goes with."""
+        return sum(int(a.size) for a in self.inputs.values())
+
+    @property
+    def undivided(self) -> str | None:
+        """The name of a value that has no sample to each place of its first axis; None where all have."""
+        if self.rows == 1:
+            return None
+        every = (*self.inputs.items(), *self.targets.items())
+        return next((name for name, array in every if array.shape[:1] != (self.rows,)), None)
+
+    def take(self, samples: Sequence[int]) -> Lesson:
+        """These samples alone; a lesson of one sample is taken as a whole."""
+        if self.rows == 1:
+            return self
+        inputs, targets = (
+            {name: array[list(samples)] for name, array in arrays.items()} for arrays in (self.inputs, self.targets)
+        )
+        return Lesson(inputs, targets, len(samples))
 
 
 def gather(pairs: Iterable[tuple[Arrays, Arrays]], most: int) -> tuple[list[Lesson], bool]:
@@ -49,14 +72,27 @@ def curriculum(lessons: Sequence[Lesson], rows: int, seed: int) -> Iterator[list
     """
     epoch = 0
     while True:
-        step: list[int] = []
-        held = 0
-        for index in np.random.default_rng((seed, epoch)).permutation(len(lessons)):
-            step.append(int(index))
-            held += lessons[index].rows
-            if held >= rows:
-                yield step
-                step, held = [], 0
-        if step:
-            yield step
+        yield from epoch_steps(lessons, rows, seed, epoch)
         epoch += 1
+
+
+def epoch_steps(lessons: Sequence[Lesson], rows: int, seed: int, epoch: int) -> Iterator[list[int]]:
+    """The steps of one epoch."""
+    step: list[int] = []
+    held = 0
+    for index in np.random.default_rng((seed, epoch)).permutation(len(lessons)):
+        step.append(int(index))
+        held += lessons[index].rows
+        if held >= rows:
+            yield step
+            step, held = [], 0
+    if step:
+        yield step
+
+
+def hardest(lessons: Sequence[Lesson], losses: Sequence[Sequence[float]], share: float) -> list[Lesson]:
+    """The share of all samples with the largest losses, one at least; ``losses`` has one for each sample."""
+    places = [(loss, number, row) for number, own in enumerate(losses) for row, loss in enumerate(own)]
+    kept = sorted(places, key=lambda place: -place[0])[: math.ceil(share * len(places))]
+    chosen = [sorted(row for _, number, row in kept if number == index) for index in range(len(lessons))]
+    return [lesson.take(rows) for lesson, rows in zip(lessons, chosen, strict=True) if rows]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _TINY = 1e-12
+_LOG_FLOOR = -100.0  #: of a probability; what a mask forbids is -inf
 
 
 def knowledge(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -42,6 +43,23 @@ def relations(student: Tensor, teacher: Tensor) -> Tensor:
     return (found @ found.T - wanted @ wanted.T).square().sum() / (count * (count - 1))
 
 
+def attention(scores: Tensor, maps: Tensor) -> Tensor:
+    """KL(teacher || student) of where each position looks, the mean over rows [..., K] that look anywhere.
+
+    ``scores`` are the student's before the softmax, ``maps`` the teacher's after it. TinyBERT (arXiv:1909.10351) takes
+    the squared error of the scores; MiniLM (arXiv:2002.10957) this, which does not feel what the softmax takes away.
+    """
+    looks = maps.sum(-1).isfinite()
+    maps, found = maps[looks], F.log_softmax(scores[looks], dim=-1).clamp_min(_LOG_FLOOR)
+    return (torch.xlogy(maps, maps) - maps * found).sum() / max(1, len(maps))
+
+
+def likest_heads(scores: Tensor, maps: Tensor) -> list[int]:
+    """For each head of ``scores`` [N, h, Q, K] the head of ``maps`` [N, H, Q, K] with the least ``attention`` loss."""
+    every = [[float(attention(scores[:, i], maps[:, j])) for j in range(maps.shape[1])] for i in range(scores.shape[1])]
+    return [min(range(len(costs)), key=costs.__getitem__) for costs in every]
+
+
 def pooled(value: Tensor, mask: Tensor | None) -> Tensor:
     """One vector a sample: the mean over everything between the first axis and the last, of the real positions.
 
@@ -57,6 +75,6 @@ def pooled(value: Tensor, mask: Tensor | None) -> Tensor:
 
 def masked_rows(value: Tensor, mask: Tensor | None) -> Tensor:
     """The rows of real positions only, [R, D]; all rows where there is no mask for them."""
-    if mask is not None and value.ndim == 3 and mask.shape == value.shape[:2]:
-        return value[mask.to(torch.bool)]
+    if mask is not None and value.ndim > 2 and mask.shape == value.shape[:2]:
+        return value[mask.to(torch.bool)].flatten(0, -2)
     return value.flatten(0, -2) if value.ndim > 1 else value.unsqueeze(0)

@@ -81,7 +81,7 @@ def _trained(drafter: Drafter, draft: Draft, config: TrainingConfig) -> Trained:
         reason = f"trained it is {after:.2e} from the original (1 - cosine, held-out inputs), untrained {before:.2e}"
         return replace(_untrained(draft, model, reason), pinned=pinned)
     note = f"qat: {_told(healed)}; 1 - cosine to the original {before:.2e} -> {after:.2e}"
-    return Trained(replace(draft, choices=choices), behind, pinned, [note])
+    return Trained(replace(draft, choices=choices), behind, pinned, [note, *healed.notes])
 
 
 def _untrained(draft: Draft, model: ir.Model, reason: str) -> Trained:
@@ -91,8 +91,7 @@ def _untrained(draft: Draft, model: ir.Model, reason: str) -> Trained:
 def _told(healed: Healed) -> str:
     course = healed.course
     loss = f"held-out loss {course.before:.4f} -> {course.after:.4f}"
-    cut = ", more do not fit in memory" if healed.cut else ""
-    return f"best of {course.steps} steps: {course.best}, on {healed.samples} samples{cut}; {loss}"
+    return f"best of {course.steps} steps: {course.best}, on {healed.samples} samples; {loss}"
 
 
 def trainable(simulation: Simulation) -> set[str]:

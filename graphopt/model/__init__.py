@@ -23,6 +23,7 @@ from graphopt.model.description import (
 from graphopt.model.foreign import OpaqueType, SparseTensor
 from graphopt.model.graphs import all_graphs, bodies, uncollected, walk_nodes
 from graphopt.model.hashing import attribute_bytes, digest, structure_digest, tensor_digest
+from graphopt.model.interface import interface_fault
 from graphopt.model.names import Names, make_names_unique
 from graphopt.model.nodes import remove_node, replace_input
 from graphopt.model.opening import is_standard_op, open_model
@@ -52,6 +53,7 @@ __all__ = [
     "drop_exporter_notes",
     "file_bytes",
     "file_digest",
+    "interface_fault",
     "is_standard_op",
     "make_names_unique",
     "model_bytes",

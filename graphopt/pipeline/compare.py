@@ -8,13 +8,12 @@ import onnx_ir as ir
 from pydantic import BaseModel, Field
 
 from graphopt.errors import UsageError
-from graphopt.model import open_model, signature
+from graphopt.model import interface_fault, open_model, signature
 from graphopt.pipeline.facts import environment, model_facts, stored_files
 from graphopt.pipeline.fidelity import fidelity_report
 from graphopt.pipeline.inputs import Inputs
 from graphopt.pipeline.result import DataSource, Environment, FidelityReport, LatencyRow, ModelFacts
 from graphopt.pipeline.runs import ModelRuns
-from graphopt.pipeline.structure import interface_fault
 from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.timing import Stopwatch
 from graphopt.runtime.dataset import Dataset

@@ -31,6 +31,11 @@ def parse_passes(text: str) -> list[tuple[str, dict[str, Any]]]:
     return steps
 
 
+def parse_parameters(name: str, text: str) -> dict[str, Any]:
+    """The parameters of one pass, as they stand inside its brackets."""
+    return _step(f"{name}({text})")[1]
+
+
 def format_passes(steps: list[tuple[str, dict[str, Any]]]) -> str:
     """The one-line form that ``parse_passes`` reads back."""
     parts = []

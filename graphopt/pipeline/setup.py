@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graphopt.errors import UsageError
-from graphopt.model import model_sizes, signature
+from graphopt.model import interface_fault, model_sizes, signature
 from graphopt.pipeline.context import PipelineContext
 from graphopt.pipeline.facts import model_facts, stored_files
 from graphopt.pipeline.guard import Guard
@@ -17,7 +17,6 @@ from graphopt.pipeline.recipe import Recipe
 from graphopt.pipeline.registry import AnyPass, Registry
 from graphopt.pipeline.repair import repair, why_not, widen
 from graphopt.pipeline.runs import ModelRuns
-from graphopt.pipeline.structure import interface_fault
 from graphopt.pipeline.talk import Talk
 from graphopt.pipeline.tasks import Metric, load_metric
 from graphopt.pipeline.timing import Stopwatch

@@ -9,12 +9,11 @@ import onnx_ir as ir
 
 from graphopt.editing import bodies
 from graphopt.errors import ModelError
-from graphopt.model import Signature, SparseTensor, operator_fault, signature, to_proto
+from graphopt.model import Signature, SparseTensor, interface_fault, operator_fault, signature, to_proto
 
 if TYPE_CHECKING:
     import onnx
 
-_FLOATS = {"FLOAT", "FLOAT16", "BFLOAT16"}
 _KEEP_BYTES = 1024  # smaller constants stay in the checked proto: shapes and axes matter to the checker
 
 
@@ -23,23 +22,6 @@ def check_structure(model: ir.Model, expected: Signature, *, retyped: bool = Fal
     fault = interface_fault(expected, signature(model), retyped=retyped) or scope_fault(model) or checker_fault(model)
     if fault:
         raise ModelError(fault)
-
-
-def interface_fault(before: Signature, after: Signature, *, retyped: bool = False) -> str:
-    """Empty when both have the same inputs and outputs (names, order, types, dims).
-
-    ``retyped``: floats of 16 and 32 bits count as one type.
-    """
-    for kind in ("inputs", "outputs"):
-        old, new = getattr(before, kind), getattr(after, kind)
-        if [v.name for v in old] != [v.name for v in new]:
-            return f"graph {kind} changed from {[v.name for v in old]} to {[v.name for v in new]}"
-        for a, b in zip(old, new, strict=True):
-            if a.dtype != b.dtype and not (retyped and {a.dtype, b.dtype} <= _FLOATS):
-                return f"graph {kind[:-1]} {a.name!r} changed type from {a.dtype} to {b.dtype}"
-            if a.dims != b.dims:
-                return f"graph {kind[:-1]} {a.name!r} changed dims from {_dims(a.dims)} to {_dims(b.dims)}"
-    return ""
 
 
 def scope_fault(model: ir.Model) -> str:
@@ -96,7 +78,3 @@ def _light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if tensor.dtype is ir.DataType.STRING or tensor.nbytes <= _KEEP_BYTES or isinstance(tensor, SparseTensor):
         return tensor
     return ir.Tensor(np.zeros((0,), dtype=tensor.dtype.numpy()), dtype=tensor.dtype, name=tensor.name)
-
-
-def _dims(dims: tuple[object, ...]) -> str:
-    return "[" + ", ".join("?" if d is None else str(d) for d in dims) + "]"

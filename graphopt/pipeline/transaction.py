@@ -86,14 +86,14 @@ def transact(transform: AnyPass, state: State, bench: Bench) -> tuple[PassResult
     try:
         accepted = _try(transform, state, bench)
     except RejectedError as rejected:
-        _record(result, rejected.plan)
+        _record(result, transform, rejected.plan)
         back = _back_off(transform, state, bench, rejected, result) if rejected.cause is Cause.GUARD else None
         if back is None:
             _roll_back(result, rejected)
             result.seconds = time.perf_counter() - started
             return result, state
         accepted = back
-    _record(result, accepted.edited.plan)
+    _record(result, accepted.transform, accepted.edited.plan)
     result.resolved = _resolved(accepted)
     if accepted.edited.plan.empty:
         result.seconds = time.perf_counter() - started
@@ -222,13 +222,24 @@ def _resolved(accepted: Accepted) -> dict[str, Any]:
     return dict(pin(accepted.transform, accepted.edited.plan).config.model_dump(mode="json"))
 
 
-def _record(result: PassResult, plan: Plan | None) -> None:
+def _record(result: PassResult, transform: AnyPass, plan: Plan | None) -> None:
     if plan is None:
         return
     result.changes = [Site(site=c.site, before=c.before, after=c.after, saves=c.saves) for c in plan.changes]
     result.declined = [Refusal(site=d.site, reason=d.reason) for d in plan.declined]
     result.notes = list(plan.notes)
-    result.chosen = dict(plan.resolved)
+    result.chosen = _chosen(transform, plan)
+
+
+def _chosen(transform: AnyPass, plan: Plan) -> dict[str, Any]:
+    """What ``plan`` decided, without what is as it was asked for, or as it is when nobody asks."""
+    fields = type(transform.config).model_fields
+    usual = {name: info.get_default(call_default_factory=True) for name, info in fields.items()}
+    return {
+        name: value
+        for name, value in plan.resolved.items()
+        if value not in (getattr(transform.config, name, None), usual.get(name))
+    }
 
 
 def _roll_back(result: PassResult, rejected: RejectedError) -> None:

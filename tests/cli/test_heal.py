@@ -53,6 +53,28 @@ def test_a_replay_of_the_report_gives_the_same_bytes(files: Path, capsys: pytest
     assert (files / "again.onnx").read_bytes() == (files / "small.healed.onnx").read_bytes()
 
 
+def test_only_what_was_chosen_is_told(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments(files, "--json")) == 0
+    (step,) = json.loads(capsys.readouterr().out)["passes"]
+    assert list(step["chosen"]) == ["precision"]
+    assert step["resolved"]["checkpoint"] is None and step["resolved"]["budget"] == "100steps"
+    assert cli.run(arguments(files, "--set", "precision=float32")) == 0
+    shown = capsys.readouterr().out
+    assert "PASSED" in shown and ": chose " not in shown
+
+
+def test_parameters_and_teachers_reach_the_pass(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(perceptron(seed=1), files / "other.onnx")
+    more = ("--teacher", str(files / "other.onnx"), "--set", "selective=0.5,weight_decay=0.01", "--json")
+    assert cli.run(arguments(files, *more)) == 0
+    report = json.loads(capsys.readouterr().out)
+    resolved = report["passes"][0]["resolved"]
+    assert (resolved["teachers"], resolved["selective"]) == ([str(files / "other.onnx")], 0.5)
+    assert resolved["weight_decay"] == 0.01
+    assert cli.run(arguments(files, "--set", "alpha")) == 2
+    assert "'alpha' in 'heal' is not key=value" in capsys.readouterr().err
+
+
 def test_another_interface_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = open_model(files / "original.onnx")
     model.graph.outputs[0].name = "z"

@@ -7,7 +7,12 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.model import make_names_unique
+from graphopt.analysis.view import GraphView
+from graphopt.editing import GraphEditor
+from graphopt.model import clone_model, make_names_unique
+from graphopt.passes.drop_layers import DropLayers
+from graphopt.passes.heal import Heal
+from graphopt.runtime.session import Session
 from tests.fake_context import FakeContext
 
 WIDTH, HIDDEN, CLASSES = 8, 24, 5
@@ -70,12 +75,14 @@ def tower(layers: int = 4, *, seed: int = 0) -> ir.Model:
 
 
 def damaged(model: ir.Model, *, noise: float = 0.3, seed: int = 1) -> ir.Model:
-    """The same graph with noise on every weight."""
+    """The same graph with noise on every float weight."""
     rng = np.random.default_rng(seed)
     copy = model.clone()
     for value in copy.graph.initializers.values():
         assert value.const_value is not None
         array = value.const_value.numpy()
+        if array.dtype.kind != "f":
+            continue
         value.const_value = ir.tensor(
             (array + noise * rng.standard_normal(array.shape)).astype(array.dtype), name=value.name
         )
@@ -90,3 +97,28 @@ class Inputs(FakeContext):
         rng = np.random.default_rng(7)
         made = [{"x": rng.standard_normal((rows, WIDTH)).astype(np.float32)} for _ in range(batches)]
         self.splits = {"calibration": made[: batches * 3 // 4], "selection": made[batches * 3 // 4 :]}
+
+
+def distance(a: ir.Model, b: ir.Model, context: Inputs) -> float:
+    """Mean squared difference of the outputs on held-out inputs."""
+    left, right = Session(a), Session(b)
+    return float(np.mean([np.square(left.run(f)["y"] - right.run(f)["y"]).mean() for f in context.splits["selection"]]))
+
+
+def healed(student: ir.Model, context: Inputs, **parameters: object) -> ir.Model:
+    """A copy of ``student`` after heal."""
+    step = Heal(**{"budget": "150steps", "learning_rate": 1e-2, **parameters})  # type: ignore[arg-type]
+    plan = step.plan(GraphView(student), context)
+    result = clone_model(student)
+    step.apply(GraphEditor(result), plan)
+    return result
+
+
+def shortened(original: ir.Model, *layers: str) -> ir.Model:
+    """A copy without these layers."""
+    step = DropLayers(layers=layers)
+    result = clone_model(original)
+    editor = GraphEditor(result)
+    step.apply(editor, step.plan(GraphView(original), Inputs(original)))
+    editor.drop_dead()
+    return result

@@ -39,6 +39,14 @@ def test_the_resolved_recipe_pins_every_decision(first):
     assert first.recipe.target
 
 
+def test_what_was_asked_for_was_not_chosen(plugin, mlp):
+    (free,) = graphopt.optimize(mlp, "choose", cleanup=False, keep_slower=True).passes
+    assert free.chosen == {"mode": free.resolved["mode"]}
+    (told,) = graphopt.optimize(mlp, f"choose(mode={free.resolved['mode']})", cleanup=False, keep_slower=True).passes
+    assert told.resolved == free.resolved
+    assert told.chosen == {}
+
+
 def test_the_model_says_where_it_comes_from(first, mlp, tmp_path):
     stored = provenance(open_model(first.path))
     assert stored["input"] == first.input.digest
