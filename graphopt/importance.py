@@ -154,7 +154,7 @@ class Evidence:
 
     moments: Mapping[Source, Moments] = field(default_factory=dict)
     gradients: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [N, units], sample by sample
-    open_shares: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [units], of gates trained against a price
+    open_shares: Mapping[str, np.ndarray] = field(default_factory=dict)  #: [units], of trained gates
 
 
 Criterion = Callable[[Group, Evidence], Curve]
@@ -265,7 +265,7 @@ def taylor(group: Group, evidence: Evidence) -> Curve:
 
 
 def l0(group: Group, evidence: Evidence) -> Curve:
-    """How surely a unit's gate stays open when open ones have a price.
+    """How surely a unit's gate stays open while fewer and fewer may.
 
     Louizos, Welling and Kingma, 2018 (arXiv:1712.01312); Voita et al., 2019 (arXiv:1905.09418) for heads.
     """

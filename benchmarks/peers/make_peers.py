@@ -4,7 +4,7 @@ Runs in an environment of its own, because the rivals pin old versions of what g
 
     python -m venv peers && . peers/bin/activate
     pip install onnxruntime==1.32.0 onnx "numpy<2" onnxsim==0.8.1 onnxslim==0.1.98 onnx-neural-compressor==1.0 \\
-        nncf==3.4.0 prettytable tokenizers torch transformers
+        nncf==3.4.0 prettytable tokenizers
     python benchmarks/peers/make_peers.py EXPORT_FOLDER calibration.txt --tokenizer tokenizer.json --out RIVALS
 
 ``EXPORT_FOLDER`` holds what ``python -m models.minilm.variants`` wrote. Each rival is made in a process of its own:
@@ -20,114 +20,34 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from quantizers import TOOLS, Calibration  # beside this file: a script's own folder is on its path
 
 DYNAMO, EAGER = "dynamo18-sdpa-hidden.onnx", "ts17-eager-hidden.onnx"
 MAX_TOKENS = 256
 PACKAGES = ("onnxruntime", "onnx", "numpy", "onnxsim", "onnxslim", "onnx-neural-compressor", "nncf")
 
-Feed = dict[str, Any]
+
+def sentences(text: Path, tokenizer: Path, reduce_range: bool) -> Calibration:
+    """Calibration inputs, one sentence a feed and therefore without padding."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(tokenizer))
+    encoder.no_padding()
+    encoder.enable_truncation(MAX_TOKENS)
+    feeds = []
+    for line in text.read_text(encoding="utf-8").splitlines():
+        ids = np.array([encoder.encode(line).ids], np.int64)
+        feeds.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+    return Calibration(feeds, transformer=True, reduce_range=reduce_range)
 
 
-class Sentences:
-    """Calibration inputs, one sentence a feed and therefore without padding; also ONNX Runtime's data reader."""
-
-    def __init__(self, text: Path, tokenizer: Path) -> None:
-        import numpy as np
-        from tokenizers import Tokenizer
-
-        encoder = Tokenizer.from_file(str(tokenizer))
-        encoder.no_padding()
-        encoder.enable_truncation(MAX_TOKENS)
-        self.feeds: list[Feed] = []
-        for line in text.read_text(encoding="utf-8").splitlines():
-            ids = np.array([encoder.encode(line).ids], np.int64)
-            self.feeds.append(
-                {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-            )
-        self._left: Iterator[Feed] = iter(self.feeds)
-
-    def get_next(self) -> Feed | None:
-        return next(self._left, None)
-
-    def rewind(self) -> None:
-        self._left = iter(self.feeds)
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-
-def ort_dynamic(source: Path, target: Path, data: Sentences) -> None:
-    from onnxruntime.quantization import quantize_dynamic
-
-    quantize_dynamic(source, target, per_channel=True)
-
-
-def _ort_static(source: Path, target: Path, data: Sentences, **choices: Any) -> None:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    quantize_static(
-        prepared, target, data, quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, per_channel=True, **choices,
-    )  # fmt: skip
-    prepared.unlink()
-
-
-def ort_static(source: Path, target: Path, data: Sentences) -> None:
-    _ort_static(source, target, data)
-
-
-def ort_static_matmul(source: Path, target: Path, data: Sentences) -> None:
-    _ort_static(source, target, data, op_types_to_quantize=["MatMul", "Gemm"])
-
-
-def _inc_dynamic(source: Path, target: Path, *, per_channel: bool) -> None:
-    from onnx_neural_compressor.quantization import config, quantize
-
-    quantize(source, target, config.DynamicQuantConfig(per_channel=per_channel))
-
-
-def inc_dynamic(source: Path, target: Path, data: Sentences) -> None:
-    _inc_dynamic(source, target, per_channel=False)
-
-
-def inc_dynamic_channel(source: Path, target: Path, data: Sentences) -> None:
-    _inc_dynamic(source, target, per_channel=True)
-
-
-def inc_static(source: Path, target: Path, data: Sentences) -> None:
-    from onnx_neural_compressor import data_reader
-    from onnx_neural_compressor.quantization import QuantFormat, config, quantize
-
-    class Reader(data_reader.CalibrationDataReader):
-        def get_next(self) -> Feed | None:
-            return data.get_next()
-
-        def rewind(self) -> None:
-            data.rewind()
-
-    # Its default, QOperator, costs this model 25 points and more; QDQ is its better form.
-    choices = {"calibration_sampling_size": len(data), "per_channel": True, "quant_format": QuantFormat.QDQ}
-    quantize(source, target, config.StaticQuantConfig(Reader(), **choices))
-
-
-def nncf_static(source: Path, target: Path, data: Sentences) -> None:
-    import nncf
-    import onnx
-
-    quantized = nncf.quantize(
-        onnx.load(source), nncf.Dataset(data.feeds), subset_size=len(data), model_type=nncf.ModelType.TRANSFORMER
-    )
-    onnx.save(quantized, target)
-
-
-def simplify(source: Path, target: Path, data: Sentences) -> None:
+def simplify(source: Path, target: Path, data: Calibration) -> None:
     import onnx
     import onnxsim
 
@@ -137,21 +57,22 @@ def simplify(source: Path, target: Path, data: Sentences) -> None:
     onnx.save(simplified, target)
 
 
-def slim(source: Path, target: Path, data: Sentences) -> None:
+def slim(source: Path, target: Path, data: Calibration) -> None:
     import onnxslim
 
     onnxslim.slim(str(source), str(target))
 
 
-RIVALS: dict[str, tuple[Callable[[Path, Path, Sentences], None], str]] = {
-    "ort-dynamic-dynamo": (ort_dynamic, DYNAMO),
-    "ort-dynamic-ts": (ort_dynamic, EAGER),
-    "ort-static-all": (ort_static, EAGER),
-    "ort-static-matmul": (ort_static_matmul, EAGER),
-    "inc-dynamic-tensor": (inc_dynamic, EAGER),
-    "inc-dynamic-channel": (inc_dynamic_channel, EAGER),
-    "inc-static": (inc_static, EAGER),
-    "nncf-static": (nncf_static, EAGER),
+#: what makes each file, and from which export
+RIVALS: dict[str, tuple[Callable[[Path, Path, Calibration], None], str]] = {
+    "ort-dynamic-dynamo": (TOOLS["ort-dynamic"], DYNAMO),
+    "ort-dynamic-ts": (TOOLS["ort-dynamic"], EAGER),
+    "ort-static-all": (TOOLS["ort-static"], EAGER),
+    "ort-static-matmul": (TOOLS["ort-static-products"], EAGER),
+    "inc-dynamic-tensor": (TOOLS["inc-dynamic"], EAGER),
+    "inc-dynamic-channel": (TOOLS["inc-dynamic-channel"], EAGER),
+    "inc-static": (TOOLS["inc-static"], EAGER),
+    "nncf-static": (TOOLS["nncf-static"], EAGER),
     "onnxsim": (simplify, DYNAMO),
     "onnxslim": (slim, DYNAMO),
 }
@@ -159,7 +80,8 @@ RIVALS: dict[str, tuple[Callable[[Path, Path, Sentences], None], str]] = {
 
 def make_one(name: str, arguments: argparse.Namespace) -> None:
     make, export = RIVALS[name]
-    make(arguments.exports / export, arguments.out / f"{name}.onnx", Sentences(arguments.text, arguments.tokenizer))
+    data = sentences(arguments.text, arguments.tokenizer, arguments.reduce_range)
+    make(arguments.exports / export, arguments.out / f"{name}.onnx", data)
 
 
 def make_all(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -169,6 +91,7 @@ def make_all(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[
         for old in arguments.out.glob(f"{name}.onnx*"):
             old.unlink()
         command = [sys.executable, __file__, arguments.exports, arguments.text, "--tokenizer", arguments.tokenizer]
+        command += ["--reduce-range"] if arguments.reduce_range else []
         log = arguments.out / f"{name}.log"
         start = time.perf_counter()
         with log.open("wb") as stream:
@@ -200,6 +123,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="calibration sentences, one a line; peers.py gives graphopt the same")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of the reference model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the rivals' files to")
+    parser.add_argument("--reduce-range", action="store_true", help="weights of 7 bits, for CPUs without VNNI")
     parser.add_argument("--only", nargs="+", choices=list(RIVALS), help="some of them")
     parser.add_argument("--one", choices=list(RIVALS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -14,6 +14,7 @@ from graphopt.autograd import to_torch
 from graphopt.autograd.requirement import require_torch
 from graphopt.heal.taps import Kind, Tap, output_taps
 from graphopt.importance import consumers
+from graphopt.lowering import Source
 from graphopt.transform import PassContext
 
 if TYPE_CHECKING:
@@ -80,18 +81,33 @@ def places_of(model: ir.Model, groups: Sequence[Group]) -> dict[str, list[Place]
     return {name: list(found.values()) for name, found in places.items()}
 
 
-def replacements(places: Mapping[str, Sequence[Place]], gates: Mapping[str, Tensor]) -> dict[str, Callable[[Any], Any]]:
-    """What to put for each value at a place: the value times its gates [1 or N, units], by group."""
+def replacements(
+    places: Mapping[str, Sequence[Place]],
+    gates: Mapping[str, Tensor],
+    closed: Mapping[Source, np.ndarray] | None = None,
+) -> dict[str, Callable[[Any], Any]]:
+    """What to put for each value at a place: the value times its gates [1 or N, units], by group.
 
-    def gated(here: Sequence[Place]) -> Callable[[Any], Any]:
+    A shut gate leaves 0, or the channels of ``closed`` [K] for the value's name and axis.
+    """
+
+    def gated(name: str, here: Sequence[Place]) -> Callable[[Any], Any]:
         def apply(value: Tensor) -> Tensor:
             for place in here:
-                value = value * _mask(gates[place.group.name], place, value)
+                left = _along(closed[name, place.axis], place, value) if closed else 0.0
+                value = left + (value - left) * _mask(gates[place.group.name], place, value)
             return value
 
         return apply
 
-    return {name: gated(here) for name, here in places.items()}
+    return {name: gated(name, here) for name, here in places.items()}
+
+
+def _along(channels: np.ndarray, place: Place, value: Tensor) -> Tensor:
+    """Channels [K], shaped to stand beside the value's along the place's axis."""
+    shape = [1] * value.ndim
+    shape[place.axis % value.ndim] = len(channels)
+    return value.new_tensor(channels).reshape(shape)
 
 
 def _mask(gates: Tensor, place: Place, value: Tensor) -> Tensor:

@@ -93,12 +93,16 @@ class Search:
         self.evidence = Evidence(
             self.moments,
             gradients=gate_gradients(view.model, ctx, groups) if gradients else {},
-            open_shares=open_shares(view.model, ctx, groups, removed) if gates else {},
+            open_shares=open_shares(view.model, ctx, groups, removed, closed=self._means()) if gates else {},
         )
         self.curves = [self._curve(group, criterion) for group in groups]
         if self.measured and criterion not in GATES:  # those were trained together, and are comparable as they are
             self.curves = self._scaled_by_divergence(self.curves)
         self.worth = self._worth()
+
+    def _means(self) -> Mapping[Source, np.ndarray] | None:
+        """What is left of units that go: a refit gives their means back as biases."""
+        return {source: moments.mean for source, moments in self.moments.items()} if self.refit else None
 
     def _curve(self, group: Group, criterion: str) -> Curve:
         if not self.consumers[group] and criterion != "magnitude":
