@@ -4,11 +4,11 @@
     python -m benchmarks.int8 DIGITS [--rivals PYTHON]
     python -m benchmarks.int8 minilm.onnx --stsb data/stsb --text data/unlabelled.txt [--rivals PYTHON]
 
-Each model is quantized by graphopt (dynamic, static, and a mix under --max-drop 0.5) and by ONNX Runtime; with ``--rivals``, the interpreter of an
-environment as in ``peers/make_peers.py``, also by Intel Neural Compressor, NNCF and onnxsim. What is static is
-calibrated on the same inputs, and ``peers/quantizers.py`` has everybody's settings. A tool that fails has a row that
-says how. Ratios are medians over rounds of the time to float32's in the same round, geometric mean over shapes, one
-thread.
+Each model is quantized by graphopt (dynamic, static, and a mix that may lose half a point) and by ONNX Runtime; with
+``--rivals``, the interpreter of an environment as in ``peers/make_peers.py``, also by Intel Neural Compressor, NNCF and
+onnxsim. What is static is calibrated on the same inputs, and ``peers/quantizers.py`` has everybody's settings. A tool
+that fails has a row that says how. Ratios are medians over rounds of the time to float32's in the same round, geometric
+mean over shapes, one thread.
 """
 
 from __future__ import annotations
