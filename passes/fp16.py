@@ -17,7 +17,7 @@ from graphopt.precision.masks import clamp_masks
 from graphopt.precision.ranges import scan_peaks
 from graphopt.precision.storage import find_storable, store
 from graphopt.quantization.opset import raised_to
-from graphopt.quantization.selection import Patterns, Verdict, excluded
+from graphopt.quantization.selection import ExclusionConfig, Verdict
 from graphopt.quantization.sites import Table
 from graphopt.quantization.targets import target_named
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
@@ -26,7 +26,7 @@ _OPSET = 13  #: bfloat16 begins here, and most operators are in their present fo
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 
 
-class Fp16Config(PassConfig):
+class Fp16Config(ExclusionConfig):
     """Parameters of ``fp16``."""
 
     type: Literal["float16", "bfloat16"] = "float16"
@@ -40,12 +40,6 @@ class Fp16Config(PassConfig):
 
     block: list[str] = Field(default_factory=lambda: list(STATISTICS))
     """Op types that compute in float32: sums, norms and functions that 11 bits are too few for."""
-
-    exclude: Patterns = Field(default_factory=list)
-    """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
-
-    exclude_ops: list[str] = Field(default_factory=list)
-    """Op types to leave alone besides ``block``, e.g. Gemm or Gather."""
 
     largest: float | None = Field(default=32768.0, gt=0)
     """What reaches beyond this on calibration inputs is computed in float32 (float16 ends at 65504); null: no scan."""
@@ -89,7 +83,7 @@ class Fp16(Pass[Fp16Config]):
 
     @property
     def _verdict(self) -> Verdict:
-        return excluded(self.config.exclude, self.config.exclude_ops)
+        return self.config.excluded
 
     def _compute(self, model: ir.Model, dtype: ir.DataType, ctx: PassContext) -> Plan:
         notes: list[str] = []

@@ -20,7 +20,7 @@ from graphopt.quantization.grids import Grid
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.ranges import RangeMethod
 from graphopt.quantization.rescaling import rescaled
-from graphopt.quantization.selection import Patterns, excluded, select
+from graphopt.quantization.selection import ExclusionConfig, select
 from graphopt.quantization.sites import Site, Table
 from graphopt.quantization.targets import Target, target_named
 from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID, Codes
@@ -34,7 +34,7 @@ _FASTER = 0.98  #: static replaces dynamic below this ratio of their latencies
 _DYNAMIC_OPSET, _STATIC_OPSET = 11, 13
 
 
-class Int8Config(PassConfig):
+class Int8Config(ExclusionConfig):
     """Parameters of ``int8``."""
 
     mode: Literal["auto", "dynamic", "static"] = "auto"
@@ -73,12 +73,6 @@ class Int8Config(PassConfig):
 
     qat: QatConfig | bool = False
     """Train the static form as int8 computes it against the original; true, or parameters of heal: {"budget": "2m"}."""
-
-    exclude: Patterns = Field(default_factory=list)
-    """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
-
-    exclude_ops: list[str] = Field(default_factory=list)
-    """Op types to leave alone, e.g. Gemm or Gather."""
 
     @field_validator("qat")
     @classmethod
@@ -254,7 +248,7 @@ class _Verdict:
 
     def __init__(self, config: Int8Config, form: Target, opset: int) -> None:
         self._config, self._form, self._opset = config, form, opset
-        self._excluded = excluded(config.exclude, config.exclude_ops)
+        self._excluded = config.excluded
 
     def __call__(self, site: Site) -> str | None:
         if (reason := self._excluded(site)) is not None:

@@ -18,14 +18,14 @@ from graphopt.mixing.search import Mix, Search
 from graphopt.quantization.finding import INT8, WEIGHT_ONLY, find_sites
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.rescaling import rescaled
-from graphopt.quantization.selection import Patterns, excluded, select
+from graphopt.quantization.selection import ExclusionConfig, select
 from graphopt.quantization.sites import Site
 from graphopt.transform import Change, Declined, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 _OPSET = 13  #: per-channel DequantizeLinear; int4 takes operators of com.microsoft where the model is older than 21
 
 
-class QuantizeConfig(PassConfig):
+class QuantizeConfig(ExclusionConfig):
     """Which forms there are to choose from."""
 
     forms: tuple[FormName, ...] = FORMS
@@ -39,12 +39,6 @@ class QuantizeConfig(PassConfig):
 
     samples: int = Field(default=48, ge=1)
     """Held-out inputs on which each place is tried in each form."""
-
-    exclude: Patterns = Field(default_factory=list)
-    """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
-
-    exclude_ops: list[str] = Field(default_factory=list)
-    """Op types to leave alone, e.g. Gemm or Gather."""
 
 
 class Quantize(Pass[QuantizeConfig]):
@@ -107,7 +101,7 @@ class Quantize(Pass[QuantizeConfig]):
 
     def _sites(self, model: ir.Model) -> tuple[list[Site], list[Declined]]:
         """What some form can take, in graph order, and why nothing can take the rest."""
-        verdict = excluded(self.config.exclude, self.config.exclude_ops)
+        verdict = self.config.excluded
         found: dict[str, Site] = {}
         reasons: dict[str, Declined] = {}
         for scope in (INT8, WEIGHT_ONLY):

@@ -13,13 +13,13 @@ from graphopt.quantization.finding import WEIGHT_ONLY, find_sites
 from graphopt.quantization.groups import Form, Method, Settings
 from graphopt.quantization.nbits import STANDARD_OPSET, NBitsWriter
 from graphopt.quantization.opset import raised_to
-from graphopt.quantization.selection import Patterns, excluded, select
+from graphopt.quantization.selection import ExclusionConfig, select
 from graphopt.quantization.sites import Linear, Site, Table
 from graphopt.quantization.weight_drafting import WeightDraft, WeightDrafter
 from graphopt.transform import Change, Fidelity, Need, Order, Pass, PassConfig, PassContext, Plan
 
 
-class WeightsConfig(PassConfig):
+class WeightsConfig(ExclusionConfig):
     """Parameters of ``weights``."""
 
     bits: Literal[2, 4, 8] = 4
@@ -44,12 +44,6 @@ class WeightsConfig(PassConfig):
 
     max_error: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of its output's variance, on held-out inputs, that a weight's codes may disturb; of a table, its rows'."""
-
-    exclude: Patterns = Field(default_factory=list)
-    """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
-
-    exclude_ops: list[str] = Field(default_factory=list)
-    """Op types to leave alone, e.g. Gemm or Gather."""
 
 
 class Weights(Pass[WeightsConfig]):
@@ -116,7 +110,7 @@ class _Verdict:
     def __init__(self, config: WeightsConfig, model: ir.Model) -> None:
         self._config, self._graph = config, model.graph
         self._opset = model.graph.opset_imports.get("", 1)
-        self._excluded = excluded(config.exclude, config.exclude_ops)
+        self._excluded = config.excluded
 
     def __call__(self, site: Site) -> str | None:
         if (reason := self._excluded(site)) is not None:

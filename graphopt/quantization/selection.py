@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import onnx_ir as ir
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from graphopt.quantization.sites import Linear, Site, Table
-from graphopt.transform import Declined
+from graphopt.transform import Declined, PassConfig
 
 
 def _compiling(patterns: list[str]) -> list[str]:
@@ -25,6 +25,21 @@ def _compiling(patterns: list[str]) -> list[str]:
 
 Patterns = Annotated[list[str], AfterValidator(_compiling)]  #: names, or regular expressions that match a whole name
 Verdict = Callable[[Site], str | None]  #: why a site stays float; None: it may go
+
+
+class ExclusionConfig(PassConfig):
+    """What the user keeps out of a pass on weights."""
+
+    exclude: Patterns = Field(default_factory=list)
+    """Nodes or weights to leave alone: names, or regular expressions that match the whole name."""
+
+    exclude_ops: list[str] = Field(default_factory=list)
+    """Op types to leave alone, e.g. Gemm or Gather."""
+
+    @property
+    def excluded(self) -> Verdict:
+        """Why a site is left alone going by these."""
+        return excluded(self.exclude, self.exclude_ops)
 
 
 def excluded(patterns: Sequence[str], op_types: Sequence[str]) -> Verdict:
