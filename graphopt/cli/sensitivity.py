@@ -14,7 +14,7 @@ EXAMPLE = "Example: graphopt sensitivity model.onnx --data inputs.npz --kinds in
 def sensitivity(
     model: options.Model,
     kinds: Annotated[
-        str, options.option("--kinds", metavar="LIST", help="int8 (default), prune, or int8,prune.")
+        str, options.option("--kinds", metavar="LIST", help="Of int8 (default), int4, float16, prune.")
     ] = "int8",
     mode: Annotated[
         str, options.option("--mode", metavar="NAME", help="int8: dynamic (default) or static.")

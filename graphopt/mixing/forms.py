@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import onnx_ir as ir
@@ -33,11 +33,15 @@ class Form:
     sites: Mapping[str, Site]  #: that can take it, by name
     sizes: Mapping[str, int]  #: bytes of a site's weight in it, by name of the site
     write: Callable[[GraphEditor, Collection[str]], None]  #: gives it to the named sites of the editor's model
+    declined: Mapping[str, str] = field(default_factory=dict)  #: why the other sites cannot, by name
     computes: bool = True  #: whether anything but the stored bytes changes when the model is loaded
 
 
 def make_form(name: FormName, model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
-    """The form of that name for those of ``sites`` that can take it. Needs inputs to calibrate on."""
+    """The form of that name for those of ``sites`` that can take it.
+
+    Without inputs ranges are found at run time, and weights of four bits are rounded to nearest.
+    """
     if name == "float16":
         return _half(model, sites)
     if name == "int4":
@@ -50,8 +54,9 @@ def _half(model: ir.Model, sites: Sequence[Site]) -> Form:
     homes: dict[str, list[Site]] = {}
     for site in sites:
         homes.setdefault(site.weight.name or "", []).append(site)
-    found, _ = find_storable(model, ir.DataType.FLOAT16, lambda value: None if value.name in homes else "no site")
+    found, left = find_storable(model, ir.DataType.FLOAT16, lambda value: None if value.name in homes else "no site")
     sizes = {site.name: stored.tensor.nbytes for stored in found for site in homes[stored.value.name or ""]}
+    declined = {site.name: item.reason for item in left for site in homes.get(item.site, ())}
 
     def write(editor: GraphEditor, names: Collection[str]) -> None:
         wanted = {site.weight.name for site in sites if site.name in names}
@@ -62,23 +67,39 @@ def _half(model: ir.Model, sites: Sequence[Site]) -> Form:
             store(editor, stored)
         editor.drop_dead()
 
-    return Form("float16", {site.name: site for site in sites if site.name in sizes}, sizes, write, computes=False)
+    able = {site.name: site for site in sites if site.name in sizes}
+    return Form("float16", able, sizes, write, declined, computes=False)
 
 
 def _int8(name: FormName, mode: Mode, model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
-    target = target_named(ctx.target)
-    taken = [site for site in sites if site.dtype is ir.DataType.FLOAT and target.objection(site) is None]
-    drafter = Drafter(model, ctx, taken, target=target, balance=_BALANCE)
+    target, declined = target_named(ctx.target), dict[str, str]()
+
+    def able(site: Site, reason: str | None) -> bool:
+        if reason is not None:
+            declined[site.name] = reason
+        return reason is None
+
+    floats = [site for site in sites if able(site, _no_float32(site) or target.objection(site))]
+    drafter = Drafter(model, ctx, floats, target=target, balance=_BALANCE)
     choices, _ = drafter.propose(mode)
-    able = [s for s in taken if s.name in choices.codes and drafter.impossible(mode, choices, s) is None]
-    if mode == "static":  # what stays dynamic in it is the other form
-        able = [s for s in able if isinstance(s, Linear) and s.activation.name in choices.ranges]
-    known = {site.name: site for site in able}
+
+    def obstacle(site: Site) -> str | None:
+        if site.name not in choices.codes:
+            return drafter.broken[site.name]
+        if mode == "static" and not (isinstance(site, Linear) and site.activation.name in choices.ranges):
+            return "its ranges cannot be fixed"  # a table has none, an LSTM finds its own
+        return drafter.impossible(mode, choices, site)
+
+    known = {site.name: site for site in floats if able(site, obstacle(site))}
 
     def write(editor: GraphEditor, names: Collection[str]) -> None:
         Int8Writer.rewrite(editor, drafter.restrict(choices, [known[n] for n in known if n in names]))
 
-    return Form(name, known, {n: choices.codes[n].nbytes for n in known}, write)
+    return Form(name, known, {n: choices.codes[n].nbytes for n in known}, write, declined)
+
+
+def _no_float32(site: Site) -> str | None:
+    return None if site.dtype is ir.DataType.FLOAT else "its weight is not float32"
 
 
 def _four_bits(model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form:
@@ -89,8 +110,10 @@ def _four_bits(model: ir.Model, ctx: PassContext, sites: Sequence[Site]) -> Form
     drafter = WeightDrafter(model, ctx, able, settings)
     choices = drafter.propose()
     known = {site.name: site for site in able if site.name in choices.codes}
+    reason = "ONNX Runtime multiplies by weights of four bits in MatMul and Gemm only"
+    declined = {site.name: drafter.coder.broken.get(site.name, reason) for site in sites if site.name not in known}
 
     def write(editor: GraphEditor, names: Collection[str]) -> None:
         NBitsWriter.rewrite(editor, choices.only(names))
 
-    return Form("int4", known, {n: choices.codes[n].nbytes for n in known}, write)
+    return Form("int4", known, {n: choices.codes[n].nbytes for n in known}, write, declined)

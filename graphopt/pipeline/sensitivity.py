@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -28,11 +28,12 @@ from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.tasks import Metric, load_metric, score
 from graphopt.pipeline.transaction import transact
 from graphopt.probing.measuring import measure_variants
-from graphopt.probing.variants import Place, int8_variants, prune_variants
+from graphopt.probing.variants import Place, WeightKind, prune_variants, weight_variants
 from graphopt.runtime.dataset import Dataset
 from graphopt.transform import Declined
 
-KINDS = ("int8", "prune")
+WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
+KINDS = (*WEIGHT_KINDS, "prune")
 SAMPLES = 128  #: held-out inputs that every place is judged on
 _FORMAT = 1
 
@@ -87,7 +88,8 @@ def sensitivity(
 
     Args:
         model: a file or an opened model; looked at as passes see it, after ``cleanup``.
-        kinds: "int8": each product's weight and activation, and each table; "prune": each group of units.
+        kinds: "int8": each product's weight and activation, and each table; "int4", "float16": each weight, alone;
+            "prune": each group of units.
         mode: int8 with ranges found at run time, or fixed from calibration inputs.
         ratio: share of a group's units that is pruned.
         samples: held-out inputs that each place is judged on.
@@ -139,9 +141,10 @@ def sensitivity(
     variants: list[Place] = []
     declined: list[Declined] = []
     talk.step("looking for places")
-    if "int8" in kinds:
-        found, left = int8_variants(base, ctx, "static" if mode == "static" else "dynamic")
-        variants, declined = variants + found, declined + left
+    for kind in WEIGHT_KINDS:
+        if kind in kinds:
+            found, left = weight_variants(base, ctx, kind, "static" if mode == "static" else "dynamic")
+            variants, declined = variants + found, declined + left
     if "prune" in kinds:
         found, left = prune_variants(view, ctx, ratio)
         variants, declined = variants + found, declined + left

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -13,22 +13,22 @@ from graphopt.analysis.axes import Group, analyse_axes
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.importance import Evidence, activation, collect_moments, consumers, magnitude, normalisers
+from graphopt.mixing.forms import Form, FormName, make_form
 from graphopt.model import clone_model
-from graphopt.quantization.choices import Choices
-from graphopt.quantization.drafting import Drafter
 from graphopt.quantization.finding import find_sites
-from graphopt.quantization.sites import Linear, Site, Table
-from graphopt.quantization.targets import Mode, target_named
-from graphopt.quantization.writer import Int8Writer
+from graphopt.quantization.sites import Site, Table
+from graphopt.quantization.targets import Mode
 from graphopt.slicing import mask_units
 from graphopt.transform import Declined, PassContext, Variant
+
+WeightKind = Literal["int8", "int4", "float16"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Place(Variant):
     """One place and what is done to it."""
 
-    kind: str  #: "int8" or "prune"
+    kind: str  #: "int8", "int4", "float16" or "prune"
     site: str  #: name of the node, or of the group
     tensor: str  #: name of the weight, or the group's role
     operator: str
@@ -36,52 +36,59 @@ class Place(Variant):
     saves: int  #: bytes
 
 
-def int8_variants(model: ir.Model, ctx: PassContext, mode: Mode) -> tuple[list[Place], list[Declined]]:
-    """Each product and table that ``int8`` would take, alone, with the codes and ranges that it would have.
+def weight_variants(
+    model: ir.Model, ctx: PassContext, kind: WeightKind, mode: Mode
+) -> tuple[list[Place], list[Declined]]:
+    """Each node whose weights can be float16, int8 or int4, alone in the form that ``quantize`` would give it.
 
-    Outlier channels are not balanced: a gain concerns all readers of an activation together.
+    ``mode`` is that of int8; with static ranges, what has none of its own (tables, LSTM) is as with dynamic ones.
     """
-    target = replace(target_named(ctx.target), fused=False)
-    found, declined = find_sites(model)
-    sites = [site for site in found if target.objection(site) is None]
-    declined += [Declined(site.name, reason) for site in found if (reason := target.objection(site)) is not None]
-    if not sites:
-        return [], declined
-    drafter = Drafter(model, ctx, sites, target=target)
-    ranges = drafter.ranges() if mode == "static" or not target.dynamic else {}
-    choices = Choices(drafter.codes, ranges, integer_bias=target.integer_bias)
-    declined += [Declined(name, reason) for name, reason in drafter.broken.items()]
-    places: dict[int, list[Site]] = {}  # by node: the two products of an LSTM are quantized together or not at all
+    sites, declined = find_sites(model)
+    names: list[FormName] = ["int8-dynamic" if kind == "int8" else kind]
+    if kind == "int8" and mode == "static":
+        names.insert(0, "int8-static")
+    forms = [make_form(name, model, ctx, sites) for name in names] if sites else []
+    nodes: dict[int, list[Site]] = {}  # the two products of an LSTM take a form together or not at all
     for site in sites:
-        if isinstance(site, Linear) and site.convolves and (site.activation.name or "") not in ranges:
-            declined.append(Declined(site.name, "a convolution is quantized with static ranges only"))
+        nodes.setdefault(id(site.node), []).append(site)
+    places = []
+    for listed in nodes.values():
+        form = next((form for form in forms if all(site.name in form.sites for site in listed)), None)
+        if form is not None:
+            places.append(_formed(model, kind, form, listed))
         else:
-            places.setdefault(id(site.node), []).append(site)
-    complete = [listed for listed in places.values() if all(site.name in choices.codes for site in listed)]
-    return [_quantized(model, listed, choices) for listed in complete], declined
+            reasons = (forms[-1].declined.get(site.name) for site in listed)
+            declined.append(Declined(_name(listed), next(filter(None, reasons), f"it has no {kind} form")))
+    return places, declined
 
 
-def _quantized(model: ir.Model, sites: Sequence[Site], choices: Choices) -> Place:
+def _name(sites: Sequence[Site]) -> str:
+    return sites[0].node.name or sites[0].name
+
+
+def _formed(model: ir.Model, kind: WeightKind, form: Form, sites: Sequence[Site]) -> Place:
     node, first, saves = sites[0].node, sites[0], 0
     for site in sites:
-        tensor, codes = site.weight.const_value, choices.codes[site.name]
+        tensor, size = site.weight.const_value, form.sizes[site.name]
         assert tensor is not None
         shared = any(use.node is not node for use in site.weight.uses())
-        saves += -codes.nbytes if shared else tensor.nbytes - codes.nbytes
+        saves += -size if shared else tensor.nbytes - size
     shape = first.weight.shape
-    dims = tuple(int(d) for d in shape.numpy()) if shape is not None else ()
-    operator = "table" if isinstance(first, Table) else node.op_type
-    alone = replace(choices, codes={site.name: choices.codes[site.name] for site in sites})
-    name = node.name or first.name
+
+    def build() -> ir.Model:
+        clone = clone_model(model)
+        form.write(GraphEditor(clone), {site.name for site in sites})
+        return clone
+
     return Place(
-        f"int8:{name}",
+        f"{kind}:{_name(sites)}",
         (node,),
-        partial(Int8Writer.written, model, alone),
-        kind="int8",
-        site=name,
+        build,
+        kind=kind,
+        site=_name(sites),
         tensor=first.weight.name or "",
-        operator=operator,
-        dims=dims,
+        operator="table" if isinstance(first, Table) else node.op_type,
+        dims=tuple(int(d) for d in shape.numpy()) if shape is not None else (),
         saves=saves,
     )
 

@@ -49,6 +49,9 @@ def test_pruning_and_static_ranges_are_measured_too(files: Path) -> None:
     pruned = [site for site in result.sites if site.kind == "prune"]
     assert [site.operator for site in pruned] == ["16 of 64"] * 3 and all(site.loss > 0 for site in pruned)
     assert measure(files, kinds=("prune",), ratio=0.75).ranked[0].loss > max(site.loss for site in pruned)
+    assert len(measure(files, kinds=("int4", "float16")).sites) == 2 * len(
+        [s for s in result.sites if s.kind == "int8"]
+    )
     assert measure(files, kinds=("prune",), ratio=0.001).declined
 
 

@@ -11,7 +11,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.model import make_names_unique
 from graphopt.pipeline.fidelity import mean_divergence
 from graphopt.probing import measuring
-from graphopt.probing.variants import int8_variants, prune_variants
+from graphopt.probing.variants import prune_variants, weight_variants
 from graphopt.runtime.metrics import ComparisonAccumulator
 from graphopt.runtime.provider import default_target
 from graphopt.runtime.sessions import Sessions
@@ -28,7 +28,7 @@ def test_figures_are_those_of_the_whole_models(monkeypatch: pytest.MonkeyPatch, 
     make_names_unique(model)
     context = FakeContext(model)
     context.target = default_target("cpu")  # the kernels of another one may saturate here
-    variants, _ = int8_variants(model, context, "static")  # type: ignore[arg-type]
+    variants, _ = weight_variants(model, context, "int8", "static")  # type: ignore[arg-type]
     pruned, _ = prune_variants(GraphView(model), context, 0.25)  # type: ignore[arg-type]
     variants += pruned
     assert len(variants) == 9

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.model import make_names_unique
-from graphopt.probing.variants import int8_variants
+from graphopt.probing.variants import weight_variants
 from tests.fake_context import FakeContext
 
 CHANNELS, HIDDEN = 8, 32
@@ -45,7 +45,7 @@ def mixed() -> ir.Model:
 @pytest.mark.parametrize(("mode", "sites"), [("dynamic", ["lstm"]), ("static", ["conv", "lstm"])])
 def test_every_place_is_one_that_int8_would_take(mode: str, sites: list[str]) -> None:
     model = mixed()
-    variants, declined = int8_variants(model, FakeContext(model), mode)  # type: ignore[arg-type]
+    variants, declined = weight_variants(model, FakeContext(model), "int8", mode)  # type: ignore[arg-type]
     assert [variant.site for variant in variants] == sites
     assert [item.site for item in declined] == sorted({"conv", "lstm"} - set(sites))
     kinds = {variant.site: {node.op_type for node in variant.build().graph} for variant in variants}
