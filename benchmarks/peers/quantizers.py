@@ -101,7 +101,7 @@ def inc_dynamic_channel(source: Path, target: Path, data: Calibration) -> None:
     _inc_dynamic(source, target, data, per_channel=True)
 
 
-def _inc_static(source: Path, target: Path, data: Calibration, kind: str) -> None:
+def _inc_static(source: Path, target: Path, data: Calibration, kind: str, **choices: Any) -> None:
     from onnx_neural_compressor import data_reader
     from onnx_neural_compressor.quantization import QuantFormat, config, quantize
 
@@ -115,7 +115,7 @@ def _inc_static(source: Path, target: Path, data: Calibration, kind: str) -> Non
     # Its default, QOperator, costs the reference model 25 points and more; QDQ is its better form.
     chosen = getattr(config, kind)(
         calibration_data_reader=Reader(), calibration_sampling_size=len(data), per_channel=True,
-        quant_format=QuantFormat.QDQ, reduce_range=data.reduce_range,
+        quant_format=QuantFormat.QDQ, reduce_range=data.reduce_range, **choices,
     )  # fmt: skip
     quantize(str(source), str(target), chosen)
 
@@ -125,8 +125,19 @@ def inc_static(source: Path, target: Path, data: Calibration) -> None:
 
 
 def inc_smooth(source: Path, target: Path, data: Calibration) -> None:
-    """SmoothQuant first, at its default strength of a half."""
-    _inc_static(source, target, data, "SmoothQuantConfig")
+    """SmoothQuant first, at its default strength of a half; the kind of settings alone does not switch it on.
+
+    It stacks its samples, so sentences are padded to one length: with zeros, which is also the mask there.
+    """
+    import numpy as np
+
+    longest = max(array.shape[1] for feed in data.feeds for array in feed.values())
+    padded = [
+        {name: np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for name, array in feed.items()}
+        for feed in data.feeds
+    ]
+    even = Calibration(padded, data.transformer, data.reduce_range)
+    _inc_static(source, target, even, "SmoothQuantConfig", extra_options={"SmoothQuant": True})
 
 
 # -- NNCF -----------------------------------------------------------------------------------------------------------

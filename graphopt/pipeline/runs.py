@@ -16,6 +16,7 @@ from graphopt.runtime.sessions import Sessions
 Outputs = dict[str, np.ndarray]
 Shapes = tuple[tuple[int, ...], ...]
 
+ROWS = 8  #: samples of one run: ONNX Runtime keeps what the widest of many shapes took, for each open session
 KEPT_BYTES = 128 << 20  #: outputs kept per split of one model; further batches are run again when needed
 
 
@@ -50,7 +51,7 @@ class ModelRuns:
         kept = self._kept.setdefault(split, [])
         session: Session | None = None
         used = sum(_size(value) for _, outputs in kept for value in outputs.values())
-        for index, feed in enumerate(self.inputs.batches(split, limit)):
+        for index, feed in enumerate(self.inputs.batches(split, limit).cut(ROWS)):
             shapes = tuple(array.shape for array in feed.values())
             if index < len(kept) and kept[index][0] == shapes:  # a smaller limit cuts the last batch short
                 yield feed, kept[index][1]
