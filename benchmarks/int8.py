@@ -28,6 +28,7 @@ import graphopt
 from benchmarks import measuring
 from graphopt.errors import GraphoptError
 from graphopt.exporters.minilm import tokenizer_path
+from graphopt.pipeline.tasks import RunModel
 from graphopt.runtime import Session
 from graphopt.runtime.data import load_dataset
 from graphopt.runtime.provider import default_target
@@ -81,9 +82,9 @@ class Subject:
     def score(self, session: Session) -> float:
         return self.grade(self.answers(session))
 
-    def metric(self, run: Callable[[measuring.Feed], Any]) -> float:
+    def metric(self, run: RunModel) -> float:
         """The score as ``optimize`` takes it."""
-        return self.grade(self.answers(SimpleNamespace(run=run)))  # type: ignore[arg-type]
+        return self.grade(self.answers(SimpleNamespace(run=lambda feed: run(feed).named)))  # type: ignore[arg-type]
 
     @property
     def transformer(self) -> bool:
