@@ -11,6 +11,8 @@ equal samples count once. Of the samples 70 % calibrate.
 
 from __future__ import annotations
 
+import resource
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,19 +24,24 @@ from graphopt.exporters.minilm import tokenizer_path
 from graphopt.quantization.ranges import RangeMethod
 
 ALLOWED = 1.10
+PIECE = 256  #: rows made at once
 
 
-def noisy(images: Path, samples: int, target: Path) -> Path:
-    """So many different rows, written to ``target``."""
+def noisy(images: Path, samples: int, folder: Path) -> Path:
+    """So many different rows, as an .npy file for each input; a piece at a time, for this process has to stay small."""
     rng = np.random.default_rng(0)
+    folder.mkdir()
     with np.load(images) as arrays:
-        drawn = {}
         for name in arrays.files:
             rows = arrays[name]
-            rows = rows[rng.integers(0, len(rows), samples)]
-            drawn[name] = rows + rng.normal(0, 0.02, rows.shape).astype(rows.dtype)
-    np.savez(target, **drawn)
-    return target
+            shape = (samples, *rows.shape[1:])
+            with (folder / f"{name}.npy").open("wb") as file:
+                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, samples, PIECE):
+                    drawn = rows[rng.integers(0, len(rows), min(PIECE, samples - start))]
+                    file.write((drawn + rng.normal(0, 0.02, drawn.shape)).astype(rows.dtype).tobytes())
+    return folder
 
 
 def main() -> int:
@@ -52,7 +59,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         target, log = Path(folder) / "result.onnx", Path(folder) / "log"
         if arguments.images:
-            options = ["--data", noisy(arguments.images, many, Path(folder) / "samples.npz")]
+            options = ["--data", noisy(arguments.images, many, Path(folder) / "samples")]
         else:
             options = ["--data", arguments.text, "--tokenizer", tokenizer_path()]
         for method in arguments.calibration or [m.value for m in RangeMethod]:
@@ -62,6 +69,11 @@ def main() -> int:
                 used = measuring.child(command, log)
                 if used.status:
                     raise SystemExit(f"{passes}, {samples} samples: exit {used.status}: {log.read_text()[-500:]}")
+                floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+                if used.peak <= floor:
+                    raise SystemExit(
+                        f"{passes}, {samples} samples: the peak is this process's own, {floor / 1e6:.0f} MB"
+                    )
                 peaks.append(used.peak)
                 report.add(arguments.model.stem, method, samples, used.peak / 1e6, used.seconds)
             growth = peaks[1] / peaks[0]
