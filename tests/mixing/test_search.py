@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import onnx_ir as ir
 import pytest
 
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
+from graphopt.mixing.forms import make_form
+from graphopt.mixing.places import find_places
+from graphopt.mixing.search import Search
 from graphopt.model import clone_model, digest, file_bytes, make_names_unique
 from graphopt.passes.quantize import Quantize
+from graphopt.quantization.finding import find_sites
 from graphopt.transform import Bounds, Plan
 from tests.fake_context import FakeContext
 from tests.report.models import residual_mlp
@@ -92,3 +97,32 @@ def test_the_same_forms_again_without_a_search() -> None:
 def test_half_the_way_gains_less() -> None:
     whole, half = run()[0], run(reach=0.5)[0]
     assert file_bytes(whole) < file_bytes(half) < file_bytes(residual_mlp(layers=3))
+
+
+def searching(time: Callable[[ir.Model], float]) -> tuple[Search, dict[str, str]]:
+    """A search, and four bits for every place."""
+    model = residual_mlp(layers=3)
+    make_names_unique(model)
+    context = FakeContext(model)
+    context.time = time
+    sites, _ = find_sites(model)
+    forms = [make_form(name, model, context, sites) for name in ("int8-dynamic", "int4")]  # type: ignore[arg-type]
+    places = find_places(sites, forms)
+    return Search(model, context, places, forms, samples=4), {p.name: "int4" for p in places}  # type: ignore[arg-type]
+
+
+def test_a_gentler_form_is_taken_where_it_is_faster_among_the_others() -> None:
+    search, forms = searching(seconds)
+    found, notes = search._where_they_stand(forms)
+    assert found == dict.fromkeys(forms, "int8-dynamic") and "6 places took a gentler form" in notes[0]
+    assert search._where_they_stand(found) == (found, [])
+
+
+def test_what_is_faster_alone_is_not_taken_together_where_that_is_slower() -> None:
+    def crowded(model: ir.Model) -> float:
+        integers = sum(node.op_type == "MatMulInteger" for node in model.graph)
+        return seconds(model) + 2.0 * (integers > 5)
+
+    search, forms = searching(crowded)
+    found, _ = search._where_they_stand(forms)
+    assert Counter(found.values()) == {"int8-dynamic": 3, "int4": 3}
