@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.pipeline.inputs import Feed, Inputs
+from graphopt.runtime.memory import release_free_memory
 from graphopt.runtime.session import Session
 from graphopt.runtime.sessions import Sessions
 
@@ -17,6 +18,7 @@ Outputs = dict[str, np.ndarray]
 Shapes = tuple[tuple[int, ...], ...]
 
 ROWS = 8  #: samples of one run: ONNX Runtime keeps what the widest of many shapes took, for each open session
+RELEASED = 4  #: runs after which freed memory goes back to the system: holes between arrays of many sizes add up
 KEPT_BYTES = 128 << 20  #: outputs kept per split of one model; further batches are run again when needed
 
 
@@ -70,8 +72,10 @@ class ModelRuns:
         """Feeds of a split, each with the named values, on a session of their own."""
         session = self.sessions.open(self.model, outputs=list(values), label=self.label)
         batches = self.inputs.batches(split, limit)
-        for feed in batches if rows is None else batches.cut(rows):
+        for number, feed in enumerate(batches if rows is None else batches.cut(rows), 1):
             yield feed, session.run(feed)
+            if number % RELEASED == 0:
+                release_free_memory()
 
 
 def _size(value: Any) -> int:
