@@ -18,8 +18,7 @@ from graphopt.transform import Bounds, Change, Fidelity, Order, Pass, PassConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from graphopt.runtime.provider import default_target
-from graphopt.transform import PassContext
+    from graphopt.transform import PassContext
 
 
 def from_ir_pass(

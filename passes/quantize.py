@@ -83,7 +83,11 @@ class Quantize(Pass[QuantizeConfig]):
         else:
             chosen = _checked(self.config.assign, places)
         changes = _changes(places, forms, chosen)
-        left = [Declined(place.name, "float32 is the best it can have") for place in places if place.name not in chosen]
+        left = [
+            Declined(place.name, "no form gains anything that the guard stands")
+            for place in places
+            if place.name not in chosen
+        ]
         return Plan(
             tuple(changes),
             (*declined, *left),
@@ -136,7 +140,7 @@ def _changes(places: Sequence[Place], forms: Sequence[Form], chosen: dict[str, s
             assert tensor is not None
             saves = tensor.nbytes - form.sizes[site.name] if id(site.weight) not in weights else 0
             weights.add(id(site.weight))
-            before = f"{site.node.op_type} with float32 {list(tensor.shape.numpy())}"
+            before = f"{site.node.op_type} with {site.dtype.numpy()} {list(tensor.shape.numpy())}"
             changes.append(Change(site.name, before, name, saves))
     return changes
 

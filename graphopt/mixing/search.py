@@ -66,7 +66,9 @@ class Search:
 
     @cached_property
     def saved(self) -> dict[tuple[str, str], float]:
-        """Seconds by place and form."""
+        """Seconds by place and form; none on a machine that is not the target, whose times say nothing."""
+        if not self.ctx.native:
+            return {}
         return seconds_saved(self.model, self.ctx, self.places, self.forms)
 
     @cached_property
@@ -74,7 +76,8 @@ class Search:
         """By place: what each form gains, as a share of the whole, and loses."""
         speed, size = self._weights()
         by_name: dict[str, Form] = {form.name: form for form in self.forms}
-        run, whole = self._seconds(self.model), sum(place.bytes for place in self.places)
+        run = self._seconds(self.model) if self.saved else 1.0
+        whole = sum(place.bytes for place in self.places)
         found: dict[str, list[Option]] = {}
         for place in self.places:
             for form in place.forms:
@@ -87,6 +90,8 @@ class Search:
     def _paths(self) -> Iterator[tuple[str, list[Step]]]:
         """Ways to go: with every form, and with one alone in all products, in case what single kinds save misleads."""
         yield "all forms", steps(self.options)
+        if not self.ctx.native:
+            return
         products = {place.name for place in self.places if any(isinstance(site, Linear) for site in place.sites)}
         computing = [form.name for form in self.forms if form.computes and products]
         for form in computing if len(computing) > 1 else ():
@@ -99,6 +104,8 @@ class Search:
     def _weights(self) -> tuple[float, float]:
         """How much a share of the time counts, and a share of the bytes."""
         bounds = self.ctx.bounds
+        if not self.ctx.native:
+            return 0.0, 1.0
         if bounds.max_bytes is not None and bounds.max_latency_ratio is None:
             return _ASIDE, 1.0
         return 1.0, 1.0 if bounds.max_bytes is not None else _ASIDE
@@ -120,14 +127,21 @@ class Search:
         route, notes = self._to_targets() if self._wanted else self._to_the_fastest()
         route = replace(route, taken=round(reach * route.taken))
         notes.append(f"{route.taken} of {len(route.path)} steps of the way with {route.title}")
-        if self._wanted:
+        if not self.ctx.native:
+            notes.append(f"nothing is timed, as this is no {self.ctx.target}: bytes decide, no latency is judged")
+        if self._wanted or not self.ctx.native:
             return Mix(route.forms, notes)
         forms, told = self._where_they_stand(route.forms)
         return Mix(forms, [*notes, *told])
 
     @property
     def _wanted(self) -> bool:
-        return self.ctx.bounds.max_bytes is not None or self.ctx.bounds.max_latency_ratio is not None
+        return self.ctx.bounds.max_bytes is not None or self._ratio_wanted is not None
+
+    @property
+    def _ratio_wanted(self) -> float | None:
+        """The wanted share of the original's latency, where it can be judged."""
+        return self.ctx.bounds.max_latency_ratio if self.ctx.native else None
 
     def _to_targets(self) -> tuple[_Route, list[str]]:
         """The shortest way to what is wanted on the first path that leads there."""
@@ -202,7 +216,7 @@ class Search:
         bounds, model = self.ctx.bounds, self.build(_after(path, count))
         if bounds.max_bytes is not None and self.ctx.file_bytes(model) * _FRAMES > bounds.max_bytes:
             return False
-        return bounds.max_latency_ratio is None or self._ratio(model) <= bounds.max_latency_ratio * _TIGHTER
+        return self._ratio_wanted is None or self._ratio(model) <= self._ratio_wanted * _TIGHTER
 
     def _ratio(self, model: ir.Model) -> float:
         seconds = self.ctx.latency({"original": self.ctx.original, "this": model}, seconds=2 * _SECONDS)
@@ -213,8 +227,8 @@ class Search:
         model, bounds, reached = self.build(route.forms), self.ctx.bounds, []
         if bounds.max_bytes is not None:
             reached.append(f"{self.ctx.file_bytes(model) / 1e6:.2f} MB, {bounds.max_bytes / 1e6:g} MB wanted")
-        if bounds.max_latency_ratio is not None:
-            reached.append(f"{self._ratio(model):.2f} x the latency, {bounds.max_latency_ratio:g} x wanted")
+        if self._ratio_wanted is not None:
+            reached.append(f"{self._ratio(model):.2f} x the latency, {self._ratio_wanted:g} x wanted")
         all_of_it = route.taken == len(route.path)
         why = "every place has the best form there is for it" if all_of_it else "the guard stands no more"
         return f"{' and '.join(reached)}: {why}"

@@ -126,3 +126,14 @@ def test_what_is_faster_alone_is_not_taken_together_where_that_is_slower() -> No
     search, forms = searching(crowded)
     found, _ = search._where_they_stand(forms)
     assert Counter(found.values()) == {"int8-dynamic": 3, "int4": 3}
+
+
+def test_on_another_machine_than_the_target_bytes_decide_and_nothing_is_timed() -> None:
+    def untimed(model: ir.Model) -> float:
+        raise AssertionError("timed")
+
+    search, _ = searching(untimed)
+    search.ctx.native = False
+    mix = search.run()
+    assert set(mix.forms.values()) == {"int4"}, "the fewest bytes"
+    assert any("nothing is timed" in note for note in mix.notes)
