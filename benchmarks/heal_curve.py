@@ -68,7 +68,9 @@ def main() -> int:
             lines.setdefault(f"{sentences:,} sentences", []).append((seconds, found))
     panels = [
         Panel(title, {name: [(x, y[place]) for x, y in points] for name, points in lines.items()}, base)
-        for place, (title, base) in enumerate((("STS-B dev, Spearman x 100", best), ("Share of the ten nearest neighbours kept", 1.0)))
+        for place, (title, base) in enumerate(
+            (("STS-B dev, Spearman x 100", best), ("Share of ten neighbours kept", 1.0))
+        )
     ]
     facts = (
         f"{made_of} of {arguments.model.name}; before healing {before[0]:.2f} and {before[1]:.3f}",
