@@ -25,6 +25,9 @@ STEPS = 240  #: of the training of gates, ``BATCH`` samples each
 SAMPLES = 2048  #: calibration samples learned from
 BATCH = 32
 _BYTES = 1 << 30
+#: Weight of similarities between samples. Few gates can be told to keep them beside the outputs, where heal, which
+#: trains all weights, comes no nearer by them.
+_RELATIONAL = 30.0
 _RATE = 0.1  #: of Adam
 _OPEN = 0.98  #: share of open gates at the start
 _SETTLED = 0.7  #: share of the steps after which the wanted share of open gates is reached
@@ -62,7 +65,7 @@ def open_shares(
         return {}
     taps = output_taps(ctx.original, model)
     module = to_torch(model, trainable=lambda _: False)
-    objective = Objective(taps, Parts(), mask_input(model))
+    objective = Objective(taps, Parts(relational=_RELATIONAL), mask_input(model))
     lessons, _ = gather(ctx.examples(ctx.original, teacher_names(taps), split="calibration", limit=SAMPLES), _BYTES)
     odds = {name: torch.zeros(group.size, requires_grad=True) for name, group in gated.items()}
     optimizer = torch.optim.Adam(list(odds.values()), lr=_RATE)
