@@ -53,15 +53,16 @@ def _elements(touches: Mapping[int, Touch]) -> float:
     return float(tensor.size) if tensor is not None else 0.0
 
 
-def time_shares(axes: AxisAnalysis, groups: Sequence[Group], seconds: Mapping[str, float]) -> list[float]:
-    """Share of the measured time that scales with each group's size: 1 where every node's work does.
+def time_shares(axes: AxisAnalysis, groups: Sequence[Group], spent: Mapping[str, float]) -> list[float]:
+    """Share of what nodes, by name, have ``spent`` that scales with each group's size: 1 where every node's work does.
 
-    A node scales with the largest share that the group's units have of any axis it reads or writes. What is computed
-    from weights alone takes none: ONNX Runtime does it once, when it opens the model.
+    What is spent are seconds, or what stands for them. A node scales with the largest share that the group's units have
+    of any axis it reads or writes. What is computed from weights alone takes none: ONNX Runtime does it once, when it
+    opens the model.
     """
     once = {maker.name for value in axes.facts.constants if (maker := value.producer()) is not None}
-    seconds = {name: time for name, time in seconds.items() if name not in once}
-    whole = max(sum(seconds.values()), 1e-12)
+    spent = {name: amount for name, amount in spent.items() if name not in once}
+    whole = max(sum(spent.values()), 1e-12)
     wanted = {find(group.leaf): i for i, group in enumerate(groups)}
     found = [0.0] * len(groups)
     shares: dict[ir.Node, dict[int, float]] = {}
@@ -81,7 +82,7 @@ def time_shares(axes: AxisAnalysis, groups: Sequence[Group], seconds: Mapping[st
             note(node, expressions)
     for node, mine in shares.items():
         for index, share in mine.items():
-            found[index] += seconds.get(node.name or "", 0.0) * share / whole
+            found[index] += spent.get(node.name or "", 0.0) * share / whole
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -47,6 +47,12 @@ class Int8Config(ExclusionConfig):
 
     per_channel: bool = True
     """A scale for each column of a weight, instead of one for the whole of it."""
+
+    smallest: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Elements that the weight of a MatMul or Gemm must have; auto: as many as the target's kernels need to gain time.
+
+    0 saves the bytes of small ones, too, and takes longer than float. What convolutions put out as codes costs nothing
+    to read, so products of that are never too small."""
 
     embeddings: bool = True
     """Store the rows of embedding tables as int8, too."""
@@ -102,6 +108,8 @@ class Int8Config(ExclusionConfig):
             row = replace(row, activations=Grid(target.activations.bits, symmetric=symmetric))
         if self.reduce_range != "auto":
             row = replace(row, weights=REDUCED_GRID if self.reduce_range else INT8_GRID)
+        if self.smallest != "auto":
+            row = replace(row, least=self.smallest, narrowest=0)
         fused = row.fused and not self.standard and not row.activations.symmetric  # slow on int8, probes/avx2_forms.py
         return replace(row, fused=fused)
 
@@ -227,6 +235,8 @@ class Int8(Pass[Int8Config]):
         if not ctx.native:
             return drafter.draft(target.auto), [f"auto: {target.auto}; nothing is timed, as this is no {target.name}"]
         drafts = {m: drafter.draft(m) for m in ("dynamic", "static")}
+        if not any(draft.sites for draft in drafts.values()):
+            return drafts["dynamic"], []
         models = {m: Int8Writer.written(drafter.model, draft.choices) for m, draft in drafts.items()}
         seconds = ctx.latency(models)
         ratio = seconds["static"] / seconds["dynamic"]

@@ -46,7 +46,8 @@ class Prune(Pass[PruneConfig]):
               matrices streamed, O(K^2) memory).
     Score:    ``criterion`` gives each group a damage curve; with data, each curve is scaled by the divergence measured
               at the model's outputs when that group alone is pruned. One greedy allocation serves the budget by damage
-              for what a unit is worth, its share of the parameters plus its share of the measured time.
+              for what a unit is worth, its share of the parameters plus its share of the measured time, or of the
+              multiply-accumulates where the target is another machine.
     Without data: magnitude and no refit; the notes say so.
     """
 

@@ -13,8 +13,8 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.errors import UsageError
 from graphopt.mixing.forms import FORMS, Form, FormName, make_form
-from graphopt.mixing.places import Place, find_places, write_assignment
 from graphopt.mixing.search import Mix, Search
+from graphopt.mixing.site_groups import SiteGroup, group_sites, write_assignment
 from graphopt.quantization.finding import INT8, WEIGHT_ONLY, find_sites
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.rescaling import rescaled
@@ -38,7 +38,7 @@ class QuantizeConfig(ExclusionConfig):
     """Share of the steps towards the bound that are taken; lowered where the guard refuses on inputs of its own."""
 
     samples: int = Field(default=48, ge=1)
-    """Held-out inputs on which each place is tried in each form."""
+    """Held-out inputs on which each group is tried in each form."""
 
 
 class Quantize(Pass[QuantizeConfig]):
@@ -46,9 +46,9 @@ class Quantize(Pass[QuantizeConfig]):
 
     Matches:  what ``int8`` and ``weights`` match. Readers of one activation or of one weight take one form together.
     Rewrites: as those passes do, and as ``fp16`` stores weights.
-    Chooses:  each place is tried alone in each form: how far the outputs move on held-out inputs, and how much sooner a
-              run ends on this machine. Then places give up precision in the order of what is gained for what is lost
-              (see ``mixing.frontier``): as far as the guard stands (--min-cosine, --max-drop), or only as far as
+    Chooses:  each group of sites is tried alone in each form: how far the outputs move on held-out inputs, and how much
+              sooner a run ends on this machine. Then they give up precision in the order of what is gained for what is
+              lost (see ``mixing.frontier``): as far as the guard stands (--min-cosine, --max-drop), or only as far as
               --target-size and --target-latency take, each time checked on the whole model.
     Declines: to choose without inputs.
     """
@@ -76,32 +76,32 @@ class Quantize(Pass[QuantizeConfig]):
             notes.append(f"channels of {count} activations scaled by the weights around them")
         wanted = self.config.forms if self.config.assign is None else dict.fromkeys(self.config.assign.values())
         forms = [make_form(name, model, ctx, sites) for name in FORMS if name in wanted]
-        places = find_places(sites, forms)
+        groups = group_sites(sites, forms)
         if self.config.assign is None:
-            mix = Search(model, ctx, places, forms, samples=self.config.samples).run(self.config.reach)
-            chosen, notes = dict(mix.forms), [*notes, *_told(mix, places)]
+            mix = Search(model, ctx, groups, forms, samples=self.config.samples).run(self.config.reach)
+            chosen, notes = dict(mix.forms), [*notes, *_told(mix, groups)]
         else:
-            chosen = _checked(self.config.assign, places)
-        changes = _changes(places, forms, chosen)
+            chosen = _checked(self.config.assign, groups)
+        changes = _changes(groups, forms, chosen)
         left = [
-            Declined(place.name, "no form gains anything that the guard stands")
-            for place in places
-            if place.name not in chosen
+            Declined(group.name, "no form gains anything that the guard stands")
+            for group in groups
+            if group.name not in chosen
         ]
         return Plan(
             tuple(changes),
             (*declined, *left),
             tuple(notes),
             resolved={"assign": chosen},
-            payload=(model, places, forms, chosen),
+            payload=(model, groups, forms, chosen),
         )
 
     def apply(self, editor: GraphEditor, plan: Plan) -> None:
-        """Write every place in its form."""
+        """Write every group in its form."""
         if not plan.empty:
-            model, places, forms, chosen = plan.payload
+            model, groups, forms, chosen = plan.payload
             editor.adopt(model)
-            write_assignment(editor, places, forms, chosen)
+            write_assignment(editor, groups, forms, chosen)
 
     def _sites(self, model: ir.Model) -> tuple[list[Site], list[Declined]]:
         """What some form can take, in graph order, and why nothing can take the rest."""
@@ -117,25 +117,25 @@ class Quantize(Pass[QuantizeConfig]):
         return sites, [item for name, item in reasons.items() if name not in found] + left
 
 
-def _checked(assign: dict[str, FormName], places: Sequence[Place]) -> dict[str, str]:
-    able = {place.name: place.forms for place in places}
+def _checked(assign: dict[str, FormName], groups: Sequence[SiteGroup]) -> dict[str, str]:
+    able = {group.name: group.forms for group in groups}
     for name, form in assign.items():
         if name not in able:
-            raise UsageError(f"assign: no place {name!r}; there are: {', '.join(able)}")
+            raise UsageError(f"assign: no group of sites {name!r}; there are: {', '.join(able)}")
         if form not in able[name]:
             raise UsageError(f"assign: {name!r} has no form {form!r}; it has {', '.join(able[name])}")
     return dict(assign)
 
 
-def _changes(places: Sequence[Place], forms: Sequence[Form], chosen: dict[str, str]) -> list[Change]:
+def _changes(groups: Sequence[SiteGroup], forms: Sequence[Form], chosen: dict[str, str]) -> list[Change]:
     by_name: dict[str, Form] = {form.name: form for form in forms}
     changes = []
-    for place in places:
-        if (name := chosen.get(place.name)) is None:
+    for group in groups:
+        if (name := chosen.get(group.name)) is None:
             continue
         form = by_name[name]
         weights: set[int] = set()
-        for site in place.sites:
+        for site in group.sites:
             tensor = site.weight.const_value
             assert tensor is not None
             saves = tensor.nbytes - form.sizes[site.name] if id(site.weight) not in weights else 0
@@ -145,8 +145,8 @@ def _changes(places: Sequence[Place], forms: Sequence[Form], chosen: dict[str, s
     return changes
 
 
-def _told(mix: Mix, places: Sequence[Place]) -> list[str]:
-    """How many places took each form, and what decided."""
-    count = Counter(mix.forms.get(place.name, "float32") for place in places)
+def _told(mix: Mix, groups: Sequence[SiteGroup]) -> list[str]:
+    """How many groups took each form, and what decided."""
+    count = Counter(mix.forms.get(group.name, "float32") for group in groups)
     forms = ", ".join(f"{number} {name}" for name, number in count.most_common())
-    return [f"{len(places)} places: {forms}", *mix.notes]
+    return [f"{len(groups)} groups of sites: {forms}", *mix.notes]

@@ -67,8 +67,8 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One operand of a node, or of the graph."""
+class Port:
+    """One input or output of a node, or of the graph, and the value there."""
 
     label: str  #: what reasons call the node
     node: ir.Node | None
@@ -84,36 +84,36 @@ def find_holds(axes: AxisAnalysis) -> dict[Group, tuple[Hold, ...]]:
     """For every frozen group, each of its reasons with the operand and the axis behind it, where that can be told."""
     held = {group.leaf: group for group in axes.groups if not group.prunable}
     found: dict[tuple[Group, str], Hold] = {}
-    for value_axes, places in _axes(axes):
+    for value_axes, ports in _axes(axes):
         for number, axis in enumerate(value_axes):
             for group in {held[leaf] for leaf in leaves(axis) if leaf in held}:
-                for place in places:
+                for port in ports:
                     for reason in group.reasons:
-                        if place.label in reason:
-                            found.setdefault((group, reason), place.hold(reason, number))
+                        if port.label in reason:
+                            found.setdefault((group, reason), port.hold(reason, number))
     return {group: tuple(found.get((group, r)) or Hold(r) for r in group.reasons) for group in held.values()}
 
 
-def _axes(axes: AxisAnalysis) -> Iterator[tuple[Sequence[Atom], list[Place]]]:
-    """The axes of every value, and the places it is in; each use of an initializer has axes of its own."""
+def _axes(axes: AxisAnalysis) -> Iterator[tuple[Sequence[Atom], list[Port]]]:
+    """The axes of every value, and the ports it is at; each use of an initializer has axes of its own."""
     for value, found in axes.facts.outputs.items():
-        yield found, list(_places(value))
+        yield found, list(_ports(value))
     for (node, index), found in axes.facts.uses.items():
         read = node.inputs[index]
         if read is not None:
-            yield found, [Place(_label(node), node, f"input {index}", read)]
+            yield found, [Port(_label(node), node, f"input {index}", read)]
 
 
-def _places(value: ir.Value) -> Iterator[Place]:
+def _ports(value: ir.Value) -> Iterator[Port]:
     if value.is_graph_input():
-        yield Place(f"graph input {value.name!r}", None, "graph input", value)
+        yield Port(f"graph input {value.name!r}", None, "graph input", value)
     if value.is_graph_output():
-        yield Place(f"graph output {value.name!r}", None, "graph output", value)
+        yield Port(f"graph output {value.name!r}", None, "graph output", value)
     for use in value.uses():
-        yield Place(_label(use.node), use.node, f"input {use.idx}", value)
+        yield Port(_label(use.node), use.node, f"input {use.idx}", value)
     maker = value.producer()
     if maker is not None:
-        yield Place(_label(maker), maker, f"output {value.index()}", value)
+        yield Port(_label(maker), maker, f"output {value.index()}", value)
 
 
 def _label(node: ir.Node) -> str:

@@ -26,7 +26,7 @@ from graphopt.model import bodies
 _FOLD_UP_TO = 1 << 16
 
 
-class Place(enum.Enum):
+class Placement(enum.Enum):
     """Where a value lives while the module runs."""
 
     CONSTANT = enum.auto()  #: known at conversion
@@ -56,7 +56,7 @@ def build(graph: ir.Graph, conversion: Conversion) -> Program:
     builder = _Builder(graph, conversion, None)
     for initializer in graph.initializers.values():
         if initializer.is_graph_input() and initializer.const_value is not None:
-            builder.place[initializer] = Place.DEVICE
+            builder.placement[initializer] = Placement.DEVICE
     builder.add_nodes()
     if conversion.refused:
         raise ModelError(_refusal(conversion.refused))
@@ -75,7 +75,7 @@ class _Builder:
         self.graph = graph
         self.conversion = conversion
         self.outer = outer
-        self.place: dict[ir.Value, Place] = dict.fromkeys(graph.inputs, Place.DEVICE)
+        self.placement: dict[ir.Value, Placement] = dict.fromkeys(graph.inputs, Placement.DEVICE)
         self.steps: list[Step] = []
         self.constants: dict[int, Any] = {}
         self.size = FIRST_FREE
@@ -98,15 +98,15 @@ class _Builder:
         self.size += 1
         return self.size - 1
 
-    def _place(self, value: ir.Value) -> Place:
+    def _placement(self, value: ir.Value) -> Placement:
         if value in self.conversion.known:
-            return Place.CONSTANT
+            return Placement.CONSTANT
         if value in self.conversion.trainable:
-            return Place.DEVICE
+            return Placement.DEVICE
         scope: _Builder | None = self
         while scope is not None:
-            if value in scope.place:
-                return scope.place[value]
+            if value in scope.placement:
+                return scope.placement[value]
             scope = scope.outer
         raise ModelError(f"value {value.name!r} is read before it is made")
 
@@ -121,7 +121,7 @@ class _Builder:
         self._device[value] = slot
         if self.outer is None and (constant or value in self.conversion.trainable):
             self.conversion.weights[value] = slot
-        elif value in self.place and self.place[value] is Place.HOST:
+        elif value in self.placement and self.placement[value] is Placement.HOST:
             self.steps.append(Step(_send, (CONTEXT, self.host_slot(value)), (slot,), f"transfer of {value.name!r}"))
         elif self.outer is not None:
             self.captured[slot] = self.outer.device_slot(value)
@@ -143,18 +143,18 @@ class _Builder:
     def number_slot(self, value: ir.Value) -> int:
         """The slot of a value as Python numbers: known at conversion, or read once a run."""
         if value not in self._numbers:
-            place = self._place(value)
+            placement = self._placement(value)
             slot = self._fresh()
             self._numbers[value] = slot
-            if place is Place.CONSTANT:
+            if placement is Placement.CONSTANT:
                 self.constants[slot] = _numbers(self.conversion.known[value])
             else:
-                source = self.host_slot(value) if place is Place.HOST else self.device_slot(value)
+                source = self.host_slot(value) if placement is Placement.HOST else self.device_slot(value)
                 self.steps.append(Step(_numbers, (source,), (slot,), f"reading of {value.name!r}"))
         return self._numbers[value]
 
     def _any_slot(self, value: ir.Value) -> int:
-        return self.device_slot(value) if self._place(value) is Place.DEVICE else self.host_slot(value)
+        return self.device_slot(value) if self._placement(value) is Placement.DEVICE else self.host_slot(value)
 
     # -- nodes ----------------------------------------------------------------------------------------------------
     def add_nodes(self) -> None:
@@ -179,22 +179,24 @@ class _Builder:
             return
         if carrying and rule.differentiable and not self._cuts(node):
             self.conversion.carrying.update(node.outputs)
-        places = {self._place(value) for value in present}
-        host = bool(places) and Place.DEVICE not in places and not bodies(node)
-        if host and Place.HOST not in places and rule.foldable and self._fold(node, rule):
+        placements = {self._placement(value) for value in present}
+        host = bool(placements) and Placement.DEVICE not in placements and not bodies(node)
+        if host and Placement.HOST not in placements and rule.foldable and self._fold(node, rule):
             return
         slots, attributes = self._operands(node, rule, host, carrying)
         call = functools.partial(rule.call, **attributes) if attributes else rule.call
-        self._append(node, call, slots, label, Place.HOST if host or rule.measures else Place.DEVICE)
+        self._append(node, call, slots, label, Placement.HOST if host or rule.measures else Placement.DEVICE)
 
-    def _append(self, node: ir.Node, call: Callable[..., Any], slots: list[int], label: str, place: Place) -> None:
-        made = self._host if place is Place.HOST else self._device
+    def _append(
+        self, node: ir.Node, call: Callable[..., Any], slots: list[int], label: str, placement: Placement
+    ) -> None:
+        made = self._host if placement is Placement.HOST else self._device
         outputs = []
         for value in node.outputs:
             if not value.name or (not value.uses() and not value.is_graph_output() and len(node.outputs) > 1):
                 outputs.append(-1)
                 continue
-            self.place[value] = place
+            self.placement[value] = placement
             made[value] = self._fresh()
             outputs.append(made[value])
         self.steps.append(Step(call, tuple(slots), tuple(outputs), label, node.op_type))
@@ -275,12 +277,12 @@ class _Builder:
             reason = "and trained weights lie above it" if carrying else "and its body reads values from outside"
             self.conversion.refused.append(f"{origin}, {reason}")
             for value in node.outputs:  # so that what comes after can still be looked at
-                self.place[value] = Place.DEVICE
+                self.placement[value] = Placement.DEVICE
                 self._device[value] = self._fresh()
             return
         slots = [CONTEXT] + [ABSENT if value is None else self._any_slot(value) for value in node.inputs]
         call = FrozenNode(node, self.conversion.opsets, label)
-        self._append(node, call, slots, label, Place.DEVICE)
+        self._append(node, call, slots, label, Placement.DEVICE)
 
     # -- the result -----------------------------------------------------------------------------------------------
     def finish(self) -> Program:
@@ -312,7 +314,7 @@ class _Builder:
         """Every value of this graph with the slot that the node which makes it fills."""
         made = (value for node in self.graph for value in node.outputs)
         for value in (*self.graph.inputs, *self.graph.initializers.values(), *made):
-            if self.place.get(value) is Place.HOST:
+            if self.placement.get(value) is Placement.HOST:
                 yield value, self._host[value]
             elif value in self._device:
                 yield value, self._device[value]

@@ -2,6 +2,7 @@
 
 from graphopt.autograd.ops import (
     attention,
+    contrib_attention,
     control,
     convolution,
     elementwise,
@@ -21,6 +22,7 @@ from graphopt.autograd.table import find_op, op, supported_ops
 
 __all__ = [
     "attention",
+    "contrib_attention",
     "control",
     "convolution",
     "elementwise",

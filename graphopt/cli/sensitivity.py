@@ -39,7 +39,7 @@ def sensitivity(
     verbose: options.Verbose = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Say what the outputs lose when one place alone is quantized or pruned: each weight, each group of units."""
+    """Say what the outputs lose when one site alone is quantized or pruned: each weight, each group of units."""
     from graphopt.cli.console import TerminalTalk, print_json, stdout
     from graphopt.pipeline.output import check_report, write_report
     from graphopt.pipeline.sensitivity import sensitivity as run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from graphopt.heal.budget import Budget
-from graphopt.transform import PassConfig, PassContext
+from graphopt.transform import ExistingFile, PassConfig, PassContext
 
 if TYPE_CHECKING:
     from graphopt.heal.healing import Lecture
@@ -38,7 +38,7 @@ class TrainingConfig(PassConfig):
     """Weight of where each head looks, in each layer that both models have."""
     hint_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps, the first, that learn from hints and attention alone; the others from the outputs alone."""
-    teachers: tuple[str, ...] = ()
+    teachers: tuple[ExistingFile, ...] = ()
     """Files that answer beside the original: the student learns the mean."""
     selective: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of each step's samples to learn from, e.g. 0.5: those whose outputs are farthest off."""

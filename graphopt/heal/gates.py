@@ -39,19 +39,19 @@ def gate_gradients(
     require_torch()
     import torch
 
-    places = places_of(model, groups)
-    if not places:
+    axes = gated_axes(model, groups)
+    if not axes:
         return {}
     module = to_torch(model)
     taps = output_taps(model, model)
     chance = torch.Generator().manual_seed(ctx.seed)
-    sizes = {place.group.name: place.group.size for here in places.values() for place in here}
+    sizes = {gated.group.name: gated.group.size for here in axes.values() for gated in here}
     found: dict[str, list[np.ndarray]] = {name: [] for name in sizes}
     for feed, _ in ctx.examples(model, [tap.label for tap in taps], split="calibration", limit=samples):
         first = next(iter(feed.values()))
         rows = first.shape[0] if first.ndim else 1
         gates = {name: torch.ones(rows, size, requires_grad=True) for name, size in sizes.items()}
-        outputs = module(feed, list(dict.fromkeys(tap.student for tap in taps)), replacements(places, gates))
+        outputs = module(feed, list(dict.fromkeys(tap.student for tap in taps)), replacements(axes, gates))
         for draw in range(DRAWS):
             loss = torch.stack([_drawn(tap, outputs[tap.student], chance) for tap in taps]).sum()
             grads = torch.autograd.grad(loss, list(gates.values()), retain_graph=draw < DRAWS - 1, allow_unused=True)
@@ -62,63 +62,63 @@ def gate_gradients(
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where gates of a group stand: an axis of an activation, with the unit of each place or -1."""
+class GatedAxis:
+    """An axis of an activation that gates of a group multiply; ``units`` has the unit of each channel, or -1."""
 
     group: Group
     axis: int
     units: np.ndarray
 
 
-def places_of(model: ir.Model, groups: Sequence[Group]) -> dict[str, list[Place]]:
+def gated_axes(model: ir.Model, groups: Sequence[Group]) -> dict[str, list[GatedAxis]]:
     """Where gates stand, by the value that they multiply: what a plain weight of the main graph reads."""
-    places: dict[str, dict[tuple[str, int], Place]] = {}
+    found: dict[str, dict[tuple[str, int], GatedAxis]] = {}
     for group in groups:
         for consumer in consumers(group):
             name, axis = consumer.lowering.source
             if consumer.node.graph is model.graph:
-                places.setdefault(name, {})[group.name, axis] = Place(group, axis, consumer.units)
-    return {name: list(found.values()) for name, found in places.items()}
+                found.setdefault(name, {})[group.name, axis] = GatedAxis(group, axis, consumer.units)
+    return {name: list(here.values()) for name, here in found.items()}
 
 
 def replacements(
-    places: Mapping[str, Sequence[Place]],
+    axes: Mapping[str, Sequence[GatedAxis]],
     gates: Mapping[str, Tensor],
     closed: Mapping[Source, np.ndarray] | None = None,
 ) -> dict[str, Callable[[Any], Any]]:
-    """What to put for each value at a place: the value times its gates [1 or N, units], by group.
+    """What to put for each value with gated axes: the value times its gates [1 or N, units], by group.
 
     A shut gate leaves 0, or the channels of ``closed`` [K] for the value's name and axis.
     """
 
-    def gated(name: str, here: Sequence[Place]) -> Callable[[Any], Any]:
+    def gated(name: str, here: Sequence[GatedAxis]) -> Callable[[Any], Any]:
         def apply(value: Tensor) -> Tensor:
-            for place in here:
-                left = _along(closed[name, place.axis], place, value) if closed else 0.0
-                value = left + (value - left) * _mask(gates[place.group.name], place, value)
+            for gate in here:
+                left = _along(closed[name, gate.axis], gate, value) if closed else 0.0
+                value = left + (value - left) * _mask(gates[gate.group.name], gate, value)
             return value
 
         return apply
 
-    return {name: gated(name, here) for name, here in places.items()}
+    return {name: gated(name, here) for name, here in axes.items()}
 
 
-def _along(channels: np.ndarray, place: Place, value: Tensor) -> Tensor:
-    """Channels [K], shaped to stand beside the value's along the place's axis."""
+def _along(channels: np.ndarray, gated: GatedAxis, value: Tensor) -> Tensor:
+    """Channels [K], shaped to stand beside the value's along the gated axis."""
     shape = [1] * value.ndim
-    shape[place.axis % value.ndim] = len(channels)
+    shape[gated.axis % value.ndim] = len(channels)
     return value.new_tensor(channels).reshape(shape)
 
 
-def _mask(gates: Tensor, place: Place, value: Tensor) -> Tensor:
-    """The gates along the place's axis, 1 for what belongs to nobody, each sample its own where axis 0 is samples."""
+def _mask(gates: Tensor, gated: GatedAxis, value: Tensor) -> Tensor:
+    """The gates along the gated axis, 1 for what belongs to nobody, each sample its own where axis 0 is samples."""
     import torch
 
     rows = gates if len(gates) == value.shape[0] else gates[:1]
     padded = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    chosen = padded[:, torch.from_numpy(place.units)]  # unit -1 is the last column
+    chosen = padded[:, torch.from_numpy(gated.units)]  # unit -1 is the last column
     shape = [len(rows), *([1] * (value.ndim - 1))]
-    shape[place.axis % value.ndim] = chosen.shape[1]
+    shape[gated.axis % value.ndim] = chosen.shape[1]
     return chosen.reshape(shape)
 
 

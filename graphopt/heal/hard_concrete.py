@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.analysis.axes import Group
 from graphopt.autograd import to_torch
 from graphopt.autograd.requirement import require_torch
-from graphopt.heal.gates import places_of, replacements
+from graphopt.heal.gates import gated_axes, replacements
 from graphopt.heal.healing import mask_input
 from graphopt.heal.lessons import curriculum, gather
 from graphopt.heal.taps import Parts, output_taps, teacher_names
@@ -59,8 +59,8 @@ def open_shares(
 
     from graphopt.heal.objective import Objective, as_tensors
 
-    places = places_of(model, groups)
-    gated = {place.group.name: place.group for here in places.values() for place in here}
+    axes = gated_axes(model, groups)
+    gated = {each.group.name: each.group for here in axes.values() for each in here}
     if not gated:
         return {}
     taps = output_taps(ctx.original, model)
@@ -80,7 +80,7 @@ def open_shares(
             rows = sum(lesson.rows for lesson in batch)
             for lesson in batch:
                 drawn = {name: _draw(value.expand(lesson.rows, -1), chance) for name, value in odds.items()}
-                found = module(dict(lesson.inputs), names, replacements(places, drawn, closed))
+                found = module(dict(lesson.inputs), names, replacements(axes, drawn, closed))
                 loss: Tensor = objective(found, as_tensors(lesson.targets), as_tensors(lesson.inputs))
                 loss = loss * (lesson.rows / rows)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""In which order places give up precision: most gained for what it costs first, each place along its best trade-offs.
+"""In which order sites give up precision: most gained for what it costs first, each group along its best trade-offs.
 
-To pick one form for every place so that the gains are largest under a bound on the sum of the damages is the
-multiple-choice knapsack problem; its linear relaxation is solved by going along the upper hull of each place's (damage,
+To pick one form for every group so that the gains are largest under a bound on the sum of the damages is the
+multiple-choice knapsack problem; its linear relaxation is solved by going along the upper hull of each group's (damage,
 gain) points, steepest piece of all first (Sinha and Zoltners, 1979, doi:10.1287/opre.27.3.503).
 """
 
@@ -15,18 +15,18 @@ _LEAST = 1e-12  #: of a damage: what is below is noise of float32, and free
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One form that a place can take."""
+    """One form that a group can take."""
 
     form: str
     gain: float  #: in any unit
-    damage: float  #: adds up over places, about
+    damage: float  #: adds up over groups, about
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A place takes a form, in place of the one it had."""
+    """A group takes a form, in place of the one it had."""
 
-    place: str
+    group: str
     form: str
     gain: float  #: more than before
     damage: float  #: more than before
@@ -40,13 +40,13 @@ class Step:
 def steps(options: Mapping[str, Sequence[Option]]) -> list[Step]:
     """All steps worth taking, by falling worth; after any number of them, no other choice gains more for its damage.
 
-    Every place starts with nothing gained and nothing lost. Options that gain nothing are in no step.
+    Every group starts with nothing gained and nothing lost. Options that gain nothing are in no step.
     """
-    found = [step for place, listed in options.items() for step in _hull(place, listed)]
-    return sorted(found, key=lambda step: -step.worth)  # stable: the steps of one place stay in their order
+    found = [step for group, listed in options.items() for step in _hull(group, listed)]
+    return sorted(found, key=lambda step: -step.worth)  # stable: the steps of one group stay in their order
 
 
-def _hull(place: str, options: Sequence[Option]) -> list[Step]:
+def _hull(group: str, options: Sequence[Option]) -> list[Step]:
     path: list[Step] = []
     gain, damage = 0.0, 0.0
     left = list(options)
@@ -55,5 +55,5 @@ def _hull(place: str, options: Sequence[Option]) -> list[Step]:
         if not better:
             return path
         best = max(better, key=lambda o: ((o.gain - gain) / max(o.damage - damage, _LEAST), o.gain))
-        path.append(Step(place, best.form, best.gain - gain, max(best.damage - damage, _LEAST)))
+        path.append(Step(group, best.form, best.gain - gain, max(best.damage - damage, _LEAST)))
         gain, damage = best.gain, max(best.damage, damage)

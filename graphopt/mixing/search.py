@@ -1,4 +1,4 @@
-"""Finds the forms of all places: measures what each loses and saves alone, then goes as far as the bounds ask."""
+"""Finds the forms of all sites: measures what each group loses and saves alone, then goes as far as the bounds ask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.mixing.forms import Form
 from graphopt.mixing.frontier import Option, Step, steps
 from graphopt.mixing.gains import seconds_saved
-from graphopt.mixing.places import Place, assigned
+from graphopt.mixing.site_groups import SiteGroup, assigned
 from graphopt.quantization.sites import Linear
 from graphopt.transform import PassContext, Variant
 
@@ -25,7 +25,7 @@ _ASIDE = 0.05  #: weight of what was not asked for, bytes or time: it decides wh
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Forms by place, and how they were found."""
+    """Forms by group, and how they were found."""
 
     forms: Mapping[str, str]
     notes: Sequence[str]
@@ -48,43 +48,43 @@ class Search:
     """One search for one model; measurements are made once."""
 
     def __init__(
-        self, model: ir.Model, ctx: PassContext, places: Sequence[Place], forms: Sequence[Form], *, samples: int
+        self, model: ir.Model, ctx: PassContext, groups: Sequence[SiteGroup], forms: Sequence[Form], *, samples: int
     ) -> None:
-        self.model, self.ctx, self.places, self.forms = model, ctx, places, forms
+        self.model, self.ctx, self.groups, self.forms = model, ctx, groups, forms
         self.samples = samples
 
-    # -- what single places lose and save -------------------------------------------------------------------------
+    # -- what single groups lose and save -------------------------------------------------------------------------
     @cached_property
     def losses(self) -> dict[tuple[str, str], float]:
-        """By place and form, the mean ``1 - cosine`` of the outputs when nothing else is changed."""
-        keys = {f"{form}:{place.name}": (place, form) for place in self.places for form in place.forms}
+        """By group and form, the mean ``1 - cosine`` of the outputs when nothing else is changed."""
+        keys = {f"{form}:{group.name}": (group, form) for group in self.groups for form in group.forms}
         variants = [
-            Variant(key, place.nodes, partial(self.build, {place.name: form})) for key, (place, form) in keys.items()
+            Variant(key, group.nodes, partial(self.build, {group.name: form})) for key, (group, form) in keys.items()
         ]
         found = self.ctx.sensitivities(self.model, variants, limit=self.samples)
-        return {(place.name, form): max(0.0, found[key]) for key, (place, form) in keys.items()}
+        return {(group.name, form): max(0.0, found[key]) for key, (group, form) in keys.items()}
 
     @cached_property
     def saved(self) -> dict[tuple[str, str], float]:
-        """Seconds by place and form; none on a machine that is not the target, whose times say nothing."""
+        """Seconds by group and form; none on a machine that is not the target, whose times say nothing."""
         if not self.ctx.native:
             return {}
-        return seconds_saved(self.model, self.ctx, self.places, self.forms)
+        return seconds_saved(self.model, self.ctx, self.groups, self.forms)
 
     @cached_property
     def options(self) -> dict[str, list[Option]]:
-        """By place: what each form gains, as a share of the whole, and loses."""
+        """By group: what each form gains, as a share of the whole, and loses."""
         speed, size = self._weights()
         by_name: dict[str, Form] = {form.name: form for form in self.forms}
         run = self._seconds(self.model) if self.saved else 1.0
-        whole = sum(place.bytes for place in self.places)
+        whole = sum(group.bytes for group in self.groups)
         found: dict[str, list[Option]] = {}
-        for place in self.places:
-            for form in place.forms:
-                smaller = (place.bytes - place.bytes_in(by_name[form])) / whole
-                faster = self.saved.get((place.name, form), 0.0) / run
+        for group in self.groups:
+            for form in group.forms:
+                smaller = (group.bytes - group.bytes_in(by_name[form])) / whole
+                faster = self.saved.get((group.name, form), 0.0) / run
                 gain = speed * faster + size * smaller
-                found.setdefault(place.name, []).append(Option(form, gain, self.losses[place.name, form]))
+                found.setdefault(group.name, []).append(Option(form, gain, self.losses[group.name, form]))
         return found
 
     def _paths(self) -> Iterator[tuple[str, list[Step]]]:
@@ -92,12 +92,12 @@ class Search:
         yield "all forms", steps(self.options)
         if not self.ctx.native:
             return
-        products = {place.name for place in self.places if any(isinstance(site, Linear) for site in place.sites)}
+        products = {group.name for group in self.groups if any(isinstance(site, Linear) for site in group.sites)}
         computing = [form.name for form in self.forms if form.computes and products]
         for form in computing if len(computing) > 1 else ():
             allowed = {
-                place: [o for o in listed if place not in products or o.form == form or o.form not in computing]
-                for place, listed in self.options.items()
+                group: [o for o in listed if group not in products or o.form == form or o.form not in computing]
+                for group, listed in self.options.items()
             }
             yield f"{form} alone", steps(allowed)
 
@@ -113,7 +113,7 @@ class Search:
     # -- models ---------------------------------------------------------------------------------------------------
     def build(self, assignment: Mapping[str, str]) -> ir.Model:
         """The model with these forms."""
-        return assigned(self.model, self.places, self.forms, assignment)
+        return assigned(self.model, self.groups, self.forms, assignment)
 
     def _seconds(self, model: ir.Model) -> float:
         return self.ctx.latency({"": model})[""]
@@ -173,34 +173,34 @@ class Search:
         return routes[ranked[0]], [f"latencies where the ways end: {told}"]
 
     def _where_they_stand(self, forms: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-        """``forms``, but a gentler one for each kind of place that runs sooner with it among these very neighbours.
+        """``forms``, but a gentler one for each kind of group that runs sooner with it among these very neighbours.
 
         What a kind saves was measured among its likes; here each is tried once more in the mix. Gentler is what the
-        place itself loses less with, or nothing at all, so that the guard has no more to say.
+        group itself loses less with, or nothing at all, so that the guard has no more to say.
         """
-        groups: dict[tuple[object, ...], list[Place]] = {}
-        for place in self.places:
-            if place.name in forms:
-                groups.setdefault((place.kind, forms[place.name]), []).append(place)
+        alike: dict[tuple[object, ...], list[SiteGroup]] = {}
+        for group in self.groups:
+            if group.name in forms:
+                alike.setdefault((group.kind, forms[group.name]), []).append(group)
         trials: dict[str, dict[str, str | None]] = {}  # by label, what changes; None: as the model has it
-        for number, places in enumerate(groups.values()):
-            names = [place.name for place in places]
+        for number, groups in enumerate(alike.values()):
+            names = [group.name for group in groups]
             now = sum(self.losses[name, forms[name]] for name in names)
-            gentler = [form for form in places[0].forms if sum(self.losses[name, form] for name in names) < now]
+            gentler = [form for form in groups[0].forms if sum(self.losses[name, form] for name in names) < now]
             trials.update({f"{number} {form}": dict.fromkeys(names, form) for form in (*gentler, None)})
         seconds = self._compared(forms, trials)
         faster = sorted((label for label in trials if seconds[label] < _WORTH_IT), key=lambda label: seconds[label])
         if not faster:
             return dict(forms), []
         together: dict[str, str | None] = {}
-        for label in reversed(faster):  # of one group's, the fastest counts
+        for label in reversed(faster):  # of those for one kind, the fastest counts
             together.update(trials[label])
         last = {"one": trials[faster[0]], "all": together}  # what is faster alone need not be so with the others
         seconds = self._compared(forms, last)
         best = min(last, key=lambda label: seconds[label])
         if seconds[best] >= _WORTH_IT:
             return dict(forms), []
-        note = f"{len(last[best])} places took a gentler form, which is faster among the others"
+        note = f"{len(last[best])} groups of sites took a gentler form, which is faster among the others"
         return _changed(forms, last[best]), [note]
 
     def _compared(self, forms: Mapping[str, str], changes: Mapping[str, Mapping[str, str | None]]) -> dict[str, float]:
@@ -230,7 +230,7 @@ class Search:
         if self._ratio_wanted is not None:
             reached.append(f"{self._ratio(model):.2f} x the latency, {self._ratio_wanted:g} x wanted")
         all_of_it = route.taken == len(route.path)
-        why = "every place has the best form there is for it" if all_of_it else "the guard stands no more"
+        why = "every site has the best form there is for it" if all_of_it else "the guard stands no more"
         return f"{' and '.join(reached)}: {why}"
 
     def _last(self, most: int, holds: Callable[[int], bool]) -> int:
@@ -256,10 +256,10 @@ class Search:
 
 def _after(path: Sequence[Step], count: int) -> dict[str, str]:
     """Forms after the first steps of a path."""
-    return {step.place: step.form for step in path[:count]}
+    return {step.group: step.form for step in path[:count]}
 
 
 def _changed(forms: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Forms by place after ``changes``, where None is none."""
+    """Forms by group after ``changes``, where None is none."""
     after = {**forms, **changes}
-    return {place: form for place, form in after.items() if form is not None}
+    return {group: form for group, form in after.items() if form is not None}

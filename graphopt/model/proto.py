@@ -16,15 +16,15 @@ from graphopt.model.graphs import headed
 from graphopt.model.names import NAMELESS
 from graphopt.model.tensors import string_data
 
-Place = Callable[[ir.TensorProtocol], ir.TensorProtocol]  #: what is written for a tensor
+StandIn = Callable[[ir.TensorProtocol], ir.TensorProtocol]  #: what is written for a tensor
 
 _ANNOTATION = "quant_parameter_tensor_names"  #: ``Value.meta`` key under which onnx_ir keeps a TensorAnnotation
 
 
 def to_proto(
-    model: ir.Model, *, place: Place | None = None, initializers: bool = True, given_names: bool = False
+    model: ir.Model, *, stand_in: StandIn | None = None, initializers: bool = True, given_names: bool = False
 ) -> onnx.ModelProto:
-    """``model``, not edited, as a ModelProto; ``place`` may give a stand-in for each tensor.
+    """``model``, not edited, as a ModelProto; ``stand_in`` may give another tensor for each.
 
     Without ``initializers`` the main graph has none (a writer streams them behind it). With ``given_names``, nodes that
     had no name in their file have none again.
@@ -32,7 +32,7 @@ def to_proto(
     empty = ir.Graph([], [], nodes=[], name=model.graph.name, opset_imports=dict(model.graph.opset_imports))
     bare = headed(model, empty, model.functions.values(), model.ir_version)
     proto = ir.to_proto(bare)
-    _Writer(place, given_names).graph(model.graph, proto.graph, initializers=initializers)
+    _Writer(stand_in, given_names).graph(model.graph, proto.graph, initializers=initializers)
     return proto
 
 
@@ -46,8 +46,8 @@ def tensor_proto(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
 
 
 class _Writer:
-    def __init__(self, place: Place | None, given_names: bool) -> None:
-        self.place = place
+    def __init__(self, stand_in: StandIn | None, given_names: bool) -> None:
+        self.stand_in = stand_in
         self.given_names = given_names
 
     def graph(self, graph: ir.Graph, proto: onnx.GraphProto, *, initializers: bool = True) -> None:
@@ -86,7 +86,7 @@ class _Writer:
             proto.initializer.append(tensor_proto(held, name))
 
     def placed(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        return tensor if self.place is None else self.place(tensor)
+        return tensor if self.stand_in is None else self.stand_in(tensor)
 
     def node(self, node: ir.Node, nodes: onnx.GraphProto.node) -> None:
         names = [value.name or "" for value in node.outputs]

@@ -265,7 +265,7 @@ Streamed = list[ir.TensorProtocol | None]  #: for each initializer, the tensor w
 
 def _message(layout: _Layout) -> tuple[onnx.ModelProto, Streamed]:
     """The model as it will be stored, without the data of the main graph's weights, and those that hold it."""
-    message = to_proto(layout.model, place=layout.in_protobuf, initializers=False, given_names=True)
+    message = to_proto(layout.model, stand_in=layout.in_protobuf, initializers=False, given_names=True)
     streamed: Streamed = []
     for value in layout.model.graph.initializers.values():
         if value.const_value is None:

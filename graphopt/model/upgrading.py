@@ -68,7 +68,7 @@ def upgrade_opset(model: ir.Model, target: int) -> ir.Model:
            if attr.type is ir.AttributeType.TENSOR and not attr.is_ref()):  # fmt: skip
         raise ModelError(f"{blocked}: large constants must be initializers first; run cleanup before")
     try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(to_proto(model, place=light), target))
+        converted = ir.from_proto(onnx.version_converter.convert_version(to_proto(model, stand_in=light), target))
     except (RuntimeError, ValueError) as error:
         cause = " ".join(str(error).split()).rstrip(".")[-200:]
         raise ModelError(f"{blocked}: {cause}; {advice}") from error

@@ -1,4 +1,4 @@
-"""What is lost when one place of a model alone is quantized or pruned, place by place."""
+"""What is lost when one site of a model alone is quantized or pruned, site by site."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ from graphopt.pipeline.talk import Silent, Talk
 from graphopt.pipeline.tasks import Metric, load_metric, score
 from graphopt.pipeline.transaction import transact
 from graphopt.probing.measuring import measure_variants
-from graphopt.probing.variants import Place, WeightKind, prune_variants, weight_variants
+from graphopt.probing.variants import SiteVariant, WeightKind, prune_variants, weight_variants
 from graphopt.runtime.dataset import Dataset
 from graphopt.transform import Declined
 
 WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
 KINDS = (*WEIGHT_KINDS, "prune")
-SAMPLES = 128  #: held-out inputs that every place is judged on
+SAMPLES = 128  #: held-out inputs that every site is judged on
 _FORMAT = 1
 
 
 class SiteSensitivity(BaseModel):
-    """One place. ``loss``: mean ``1 - cosine`` of the outputs, or by how much the metric falls."""
+    """A node with weights, or a group of units.
+
+    ``loss``: mean ``1 - cosine`` of the outputs, or by how much the metric falls.
+    """
 
     kind: str
     site: str
@@ -84,7 +87,7 @@ def sensitivity(
     talk: Talk | None = None,
     **fields: Any,
 ) -> Sensitivity:
-    """Compress one place of ``model`` at a time and say what the outputs lose, on held-out inputs.
+    """Compress one site of ``model`` at a time and say what the outputs lose, on held-out inputs.
 
     Args:
         model: a file or an opened model; looked at as passes see it, after ``cleanup``.
@@ -92,10 +95,10 @@ def sensitivity(
             "prune": each group of units.
         mode: int8 with ranges found at run time, or fixed from calibration inputs.
         ratio: share of a group's units that is pruned.
-        samples: held-out inputs that each place is judged on.
+        samples: held-out inputs that each site is judged on.
         data: inputs as the command line takes them, or a Dataset; without, they are synthetic.
         metric: ``module:function``, or the function; the loss is then what it falls by. Without one, the loss is the
-            mean ``1 - cosine`` between the outputs, and one pass over the inputs serves a dozen places.
+            mean ``1 - cosine`` between the outputs, and one pass over the inputs serves a dozen sites.
         state: a JSON file that results are added to as they come, and read from by the next run of the same settings.
         fields: ``tokenizer``, ``limit``, ``provider``, ``threads``, ``seed`` as for ``optimize``.
 
@@ -138,9 +141,9 @@ def sensitivity(
     }
     memory = _Memory(Path(state) if state is not None else None, key, source)
     view = GraphView(base, provider=setup.bench.original.sessions.provider, example=ctx.example)
-    variants: list[Place] = []
+    variants: list[SiteVariant] = []
     declined: list[Declined] = []
-    talk.step("looking for places")
+    talk.step("looking for sites")
     for kind in WEIGHT_KINDS:
         if kind in kinds:
             found, left = weight_variants(base, ctx, kind, "static" if mode == "static" else "dynamic")
@@ -153,7 +156,7 @@ def sensitivity(
     if metric is not None:
         report.baseline = setup.bench.guard.reference_score()
     left_over = [variant for variant in variants if variant.key not in memory.losses]
-    talk.step(f"measuring {len(left_over)} places" + (f", {report.resumed} known" if report.resumed else ""))
+    talk.step(f"measuring {len(left_over)} sites" + (f", {report.resumed} known" if report.resumed else ""))
     with talk.progress("sensitivity", len(left_over)) as bar:
         if metric is not None:
             for variant in left_over:
@@ -176,7 +179,7 @@ def sensitivity(
 
 
 def _content(feeds: Iterable[Feed]) -> str:
-    """Hex sha256 of the inputs that places are judged on: other contents under the same name are other inputs."""
+    """Hex sha256 of the inputs that sites are judged on: other contents under the same name are other inputs."""
     sha = hashlib.sha256()
     for feed in feeds:
         for name, array in sorted(feed.items()):
@@ -227,13 +230,13 @@ def _prepare(
     return setup
 
 
-def _drop(setup: Setup, variant: Place, metric: str | Metric, report: Sensitivity) -> float:
+def _drop(setup: Setup, variant: SiteVariant, metric: str | Metric, report: Sensitivity) -> float:
     session = setup.bench.original.sessions.open(variant.build(), label=f"the model with only {variant.key} changed")
     assert report.baseline is not None
     return report.baseline - score(load_metric(metric), session, report.measure)
 
 
-def _row(variant: Place, loss: float, layers: dict[str | None, int]) -> SiteSensitivity:
+def _row(variant: SiteVariant, loss: float, layers: dict[str | None, int]) -> SiteSensitivity:
     within = {layers[node.name] for node in variant.nodes if node.name in layers}
     return SiteSensitivity(
         kind=variant.kind,

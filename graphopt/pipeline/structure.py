@@ -71,7 +71,7 @@ def checker_fault(model: ir.Model) -> str:
 
 def stripped_proto(model: ir.Model) -> onnx.ModelProto:
     """A ModelProto in which large weights are empty: shapes and axes matter to the checker, weights do not."""
-    return to_proto(model, place=_light)
+    return to_proto(model, stand_in=_light)
 
 
 def _light(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -1,1 +1,1 @@
-"""What the outputs lose when one place of a model is changed: variants, and one pass over the data for many of them."""
+"""What the outputs lose when one site of a model is changed: variants, and one pass over the data for many of them."""

@@ -1,4 +1,4 @@
-"""The places of a model that a compression could take alone, and the model with one of them compressed."""
+"""What a compression could change alone, a site or a group of units, and the model with just that compressed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ WeightKind = Literal["int8", "int4", "float16"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Place(Variant):
-    """One place and what is done to it."""
+class SiteVariant(Variant):
+    """One site, or one group of units, and what is done to it."""
 
     kind: str  #: "int8", "int4", "float16" or "prune"
     site: str  #: name of the node, or of the group
@@ -38,7 +38,7 @@ class Place(Variant):
 
 def weight_variants(
     model: ir.Model, ctx: PassContext, kind: WeightKind, mode: Mode
-) -> tuple[list[Place], list[Declined]]:
+) -> tuple[list[SiteVariant], list[Declined]]:
     """Each node whose weights can be float16, int8 or int4, alone in the form that ``quantize`` would give it.
 
     ``mode`` is that of int8; with static ranges, what has none of its own (tables, LSTM) is as with dynamic ones.
@@ -51,22 +51,22 @@ def weight_variants(
     nodes: dict[int, list[Site]] = {}  # the two products of an LSTM take a form together or not at all
     for site in sites:
         nodes.setdefault(id(site.node), []).append(site)
-    places = []
+    variants = []
     for listed in nodes.values():
         form = next((form for form in forms if all(site.name in form.sites for site in listed)), None)
         if form is not None:
-            places.append(_formed(model, kind, form, listed))
+            variants.append(_formed(model, kind, form, listed))
         else:
             reasons = (forms[-1].declined.get(site.name) for site in listed)
             declined.append(Declined(_name(listed), next(filter(None, reasons), f"it has no {kind} form")))
-    return places, declined
+    return variants, declined
 
 
 def _name(sites: Sequence[Site]) -> str:
     return sites[0].node.name or sites[0].name
 
 
-def _formed(model: ir.Model, kind: WeightKind, form: Form, sites: Sequence[Site]) -> Place:
+def _formed(model: ir.Model, kind: WeightKind, form: Form, sites: Sequence[Site]) -> SiteVariant:
     node, first, saves = sites[0].node, sites[0], 0
     for site in sites:
         tensor, size = site.weight.const_value, form.sizes[site.name]
@@ -80,7 +80,7 @@ def _formed(model: ir.Model, kind: WeightKind, form: Form, sites: Sequence[Site]
         form.write(GraphEditor(clone), {site.name for site in sites})
         return clone
 
-    return Place(
+    return SiteVariant(
         f"{kind}:{_name(sites)}",
         (node,),
         build,
@@ -93,7 +93,7 @@ def _formed(model: ir.Model, kind: WeightKind, form: Form, sites: Sequence[Site]
     )
 
 
-def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[list[Place], list[Declined]]:
+def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[list[SiteVariant], list[Declined]]:
     """Each group that can be pruned, alone, without the ``ratio`` of its units that matter least.
 
     Ranked by what they contribute on the calibration inputs, or by magnitude without data. Their weights are set to
@@ -121,7 +121,7 @@ def prune_variants(view: GraphView, ctx: PassContext, ratio: float) -> tuple[lis
     return variants, declined
 
 
-def _pruned(view: GraphView, group: Group, units: np.ndarray) -> Place:
+def _pruned(view: GraphView, group: Group, units: np.ndarray) -> SiteVariant:
     def build() -> ir.Model:
         clone = clone_model(view.model)
         axes = analyse_axes(clone, view.shapes)
@@ -131,7 +131,7 @@ def _pruned(view: GraphView, group: Group, units: np.ndarray) -> Place:
     sizes = [t.value.const_value.dtype.itemsize for t in group.touches if t.value.const_value is not None]
     saves = round(group.unit_parameters * len(units) * max(sizes, default=4))
     nodes = tuple(dict.fromkeys(touch.node for touch in group.touches))
-    return Place(
+    return SiteVariant(
         f"prune:{group.name}",
         nodes,
         build,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -138,8 +138,7 @@ class Drafter:
     def ranges(self) -> dict[str, StaticRange]:
         """Of everything that may have to be quantized: what sites read, and what ``find_regions`` may close."""
         observed = {n: ls for n, ls in self.readers.items() if any(not s.always_dynamic for s in ls)}
-        linear = [site for sites in self.readers.values() for site in sites]
-        measured = find_regions(self.model.graph, linear, bool, self.target).measured
+        measured = self._closable.measured
         histograms = collect_histograms(self.model, self.ctx, widths_of(observed, measured), self.gains)
         grid = self.target.activations
         found = {name: choose_range(h, self.calibration, grid) for name, h in histograms.items()}
@@ -148,6 +147,12 @@ class Drafter:
             if producer is not None and producer.op_type in self.target.fixed:
                 found[name] = StaticRange(*self.target.fixed[producer.op_type], grid)
         return found
+
+    @cached_property
+    def _closable(self) -> Regions:
+        """What static ranges may close, were every site quantized."""
+        linear = [site for sites in self.readers.values() for site in sites]
+        return find_regions(self.model.graph, linear, bool, self.target)
 
     def _with_room_for_bias(self, ranges: Mapping[str, StaticRange]) -> dict[str, Codes]:
         """The codes, coarser where ``scale_with_room`` says so."""
@@ -185,8 +190,16 @@ class Drafter:
         return Draft(mode, limit, sites, self.restrict(choices, sites), declined, notes)
 
     def impossible(self, mode: Mode, choices: Choices, site: Site) -> str | None:
-        """Why a site has no form in this mode; None where it has."""
-        if not isinstance(site, Linear) or (self.target.dynamic and not site.convolves):
+        """Why a site has no form in this mode, or none that gains anything; None where it has."""
+        if not isinstance(site, Linear):
+            return None
+        if (reason := self._without_kernel(mode, choices, site)) is not None:
+            return reason
+        reads_codes = mode == "static" and site.activation.name in self._closable.sources
+        return None if reads_codes else self.target.too_small(site)
+
+    def _without_kernel(self, mode: Mode, choices: Choices, site: Linear) -> str | None:
+        if self.target.dynamic and not site.convolves:
             return None
         if mode == "dynamic" and not self.target.dynamic:
             return f"{self.target.name} takes static ranges only: they need calibration inputs, and opset 13"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from graphopt.quantization.grids import UINT8, UINT16, Grid
-from graphopt.quantization.sites import Site
+from graphopt.quantization.sites import Linear, Site
 from graphopt.quantization.weights import INT8_GRID, REDUCED_GRID
 from graphopt.runtime.provider import CPU_TARGETS, default_target, resolve_target
 
@@ -42,6 +42,8 @@ class Target:
     clips: bool  #: a Relu or Clip goes into the kernel before it also where the range of the codes does not clip
     half: Literal["storage", "compute"]  #: what fp16 does for it
     decided: tuple[str, ...]
+    least: int = 0  #: elements of a MatMul's or Gemm's weight: with fewer, coding what it reads takes what int8 saves
+    narrowest: int = 0  #: columns, likewise
     #: Scale and zero point that the results of an operator must have
     fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
@@ -61,6 +63,20 @@ class Target:
             return None
         return f"there is no int8 {site.operator} in what {self.name} takes"
 
+    def too_small(self, site: Linear) -> str | None:
+        """Why the product of a site that reads floats, not codes, is faster in float; None: it is not."""
+        if site.operator not in ("MatMul", "Gemm") or site.weight.shape is None:
+            return None
+        shape = site.weight.shape.numpy()
+        rows, columns = shape if site.scale_axis else shape[::-1]
+        if rows * columns < self.least:
+            return f"its {rows} x {columns} weights are fewer than {self.least}: the float product is faster"
+        if columns < self.narrowest:
+            return (
+                f"its {rows} x {columns} weights have fewer than {self.narrowest} columns: the float product is faster"
+            )
+        return None
+
 
 _CPU = Target(
     name="cpu-vnni",
@@ -77,7 +93,13 @@ _CPU = Target(
     zero_points=True,
     clips=False,
     half="storage",
-    decided=("benchmarks/probes/int8_kernels.py", "benchmarks/probes/int8_forms.py"),
+    least=1 << 14,
+    narrowest=32,
+    decided=(
+        "benchmarks/probes/int8_kernels.py",
+        "benchmarks/probes/int8_forms.py",
+        "benchmarks/probes/small_products.py, on AVX2",
+    ),
 )
 _EXPLICIT = Target(
     name="tensorrt",
@@ -106,13 +128,20 @@ _PORTABLE = replace(
     operators=_PRODUCTS | _ROWS,
     fused=False,
     half="compute",
+    least=0,
+    narrowest=0,
     decided=("ONNX standard: DynamicQuantizeLinear, MatMulInteger, QuantizeLinear and DequantizeLinear",),
 )
 TARGETS: dict[str, Target] = {
     row.name: row
     for row in (
         _CPU,
-        replace(_CPU, name="cpu-avx2", weights=REDUCED_GRID, decided=("benchmarks/probes/avx2_forms.py",)),
+        replace(
+            _CPU,
+            name="cpu-avx2",
+            weights=REDUCED_GRID,
+            decided=("benchmarks/probes/avx2_forms.py", "benchmarks/probes/small_products.py"),
+        ),
         replace(
             _CPU,
             name="cpu-arm64",

@@ -11,7 +11,8 @@ from graphopt.report.units import small
 
 _COLOURS = ("#3f8fd9", "#e08a2c", "#1fa187", "#d9588a", "#8a63d2", "#b8860b")
 _WIDTH, _TOP, _LEFT, _PLOT, _HEIGHT, _GAP = 760, 76, 72, 500, 220, 70
-_MOST_TICKS = 7
+_MOST_STEPS = 8  # between round numbers; with fewer than 7.5 some axis would have two of them
+_LEAST_TICKS = 3
 _STEPS = (1.0, 2.0, 5.0, 10.0)
 _HALF_LETTER = 4
 
@@ -100,10 +101,10 @@ def lay_out(chart: Chart) -> Drawing:
     def across(x: float) -> float:
         return _LEFT + _PLOT * (bend(x) - low) / (high - low)
 
-    marks = _decades(low, high) if chart.logarithmic else _round_numbers(low, high)
+    marks = _decades(low, high) if chart.logarithmic else list(_round_numbers(low, high))
     top = float(_TOP + 17 * len(chart.facts))
     legend = [(top + 20.0 * i, colours[name], name) for i, name in enumerate(names)]
-    drawing = Drawing(chart.title, chart.facts, chart.x, tuple(_apart(list(marks), across)), legend)
+    drawing = Drawing(chart.title, chart.facts, chart.x, tuple(_apart(marks, across)), legend)
     for panel in chart.panels:
         drawing.fields.append(_field(panel, top, colours, across))
         top += _HEIGHT + _GAP
@@ -139,18 +140,19 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _round_numbers(low: float, high: float) -> Iterator[float]:
-    """At most seven numbers between both, all multiples of 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10((high - low) / _MOST_TICKS))
-    step = next(step * power for step in _STEPS if (high - low) / (step * power) <= _MOST_TICKS)
+    """Three to nine numbers between both, all multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / _MOST_STEPS))
+    step = next(step * power for step in _STEPS if (high - low) / (step * power) <= _MOST_STEPS)
     for count in range(math.ceil(low / step), math.floor(high / step) + 1):
         yield round(count * step, 12)
 
 
-def _decades(low: float, high: float) -> Iterator[float]:
-    """Powers of ten between ``10 ** low`` and ``10 ** high``, and 2 and 5 times them where there are few."""
+def _decades(low: float, high: float) -> Sequence[float]:
+    """Powers of ten between ``10 ** low`` and ``10 ** high``, with 2 and 5 times them, or round numbers, if too few."""
     steps = _STEPS[:-1] if high - low < 3 else _STEPS[:1]
-    for power in range(math.floor(low), math.ceil(high) + 1):
-        yield from (step * 10.0**power for step in steps if low <= math.log10(step) + power <= high)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    marks = [step * 10.0**power for power in powers for step in steps if low <= math.log10(step) + power <= high]
+    return marks if len(marks) >= _LEAST_TICKS else list(_round_numbers(10.0**low, 10.0**high))
 
 
 def _apart(marks: Sequence[float], across: Callable[[float], float]) -> Iterator[Tick]:

@@ -19,8 +19,8 @@ _LETTERS = 56  #: of a name, beside the bars
 
 
 def print_sensitivity(result: Sensitivity, console: Console, *, verbose: int = 0) -> None:
-    """One row for each place; the last line says what was measured."""
-    table = plain_table(">layer", "kind", "place", "tensor", ">of", ">saves", f">{_heading(result)}")
+    """One row for each site; the last line says what was measured."""
+    table = plain_table(">layer", "kind", "site", "tensor", ">of", ">saves", f">{_heading(result)}")
     ranked = result.ranked
     shown = ranked if verbose else ranked[:SHOWN]
     for site in shown:
@@ -29,7 +29,7 @@ def print_sensitivity(result: Sensitivity, console: Console, *, verbose: int = 0
         table.add_row(layer, *names, _size(site), megabytes(site.saves), small(site.loss))
     print_table(console, "What the outputs lose when only this is compressed", table)
     if len(shown) < len(ranked):
-        console.print(f"{len(ranked) - len(shown)} less sensitive places are not shown; -v shows all", soft_wrap=True)
+        console.print(f"{len(ranked) - len(shown)} less sensitive sites are not shown; -v shows all", soft_wrap=True)
     if verbose:
         for name, reason in result.declined.items():
             console.print(f"[dim]left out[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
@@ -39,7 +39,7 @@ def print_sensitivity(result: Sensitivity, console: Console, *, verbose: int = 0
 
 
 def draw(result: Sensitivity) -> str:
-    """An SVG document: a bar for each place in graph order, as long as what is lost there."""
+    """An SVG document: a bar for each site in graph order, as long as what is lost there."""
     picture = lay_out(result)
     return svg_template("losses.svg.jinja").render(
         picture=picture, width=_WIDTH, left=_LEFT, row_height=_ROW, track=_TRACK
@@ -48,7 +48,7 @@ def draw(result: Sensitivity) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LossBar:
-    """One place."""
+    """One site."""
 
     y: float
     kind: str
@@ -81,7 +81,7 @@ class LossPicture:
 def lay_out(result: Sensitivity) -> LossPicture:
     """Where everything goes: one kind after another, each on a scale of its own, for one dwarfs the other.
 
-    A place that gains something has no bar.
+    A site that gains something has no bar.
     """
     y = 88.0
     bars, headings = [], []
@@ -106,7 +106,7 @@ def lay_out(result: Sensitivity) -> LossPicture:
             y += _ROW
         y += _ROW / 2
     title = PurePath(result.model.path or "model").name
-    facts = (f"what the outputs lose when only this place is compressed: {_heading(result)}", _summary(result))
+    facts = (f"what the outputs lose when only this site is compressed: {_heading(result)}", _summary(result))
     return LossPicture(title, facts, tuple(headings), tuple(bars), y + 8)
 
 
@@ -124,4 +124,4 @@ def _summary(result: Sensitivity) -> str:
     known = f", {result.resumed} of them from the state file" if result.resumed else ""
     how = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
                     for name, value in result.settings.items() if name in ("mode", "ratio"))  # fmt: skip
-    return f"{len(result.sites)} places{known}; {how}; {on}; {seconds(result.seconds)}"
+    return f"{len(result.sites)} sites{known}; {how}; {on}; {seconds(result.seconds)}"

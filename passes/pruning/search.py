@@ -158,20 +158,22 @@ class Search:
         return trial
 
     def _worth(self) -> list[float]:
-        """What one unit of each group is worth: its share of the parameters and, where it was measured, of the time.
+        """What one unit of each group is worth: its share of the parameters and, where anything runs, of the time.
 
         Groups that are alike, such as those of repeated layers, take the same time: a difference between them is noise.
+        What takes how long here says nothing about another target: multiply-accumulates stand for its time.
         """
         total = max(self.footprint.total, 1.0)
         sizes = [group.unit_parameters / total for group in self.groups]
         if not self.ctx.can_run:
             return sizes
+        if self.ctx.native:
+            spent: Mapping[str, float] = self.ctx.node_seconds(self.view.model)
+        else:
+            spent = {cost.node.name or "": sum(macs or 0 for macs in cost.macs) for cost in self.view.cost.nodes}
+            self.notes.append(f"nothing is timed, as this is no {self.ctx.target}: units are weighed by MACs and bytes")
         alike: dict[tuple[str, int, int], list[float]] = {}
-        for group, time in zip(
-            self.groups,
-            time_shares(self.view.axes, self.groups, self.ctx.node_seconds(self.view.model)),
-            strict=True,
-        ):
+        for group, time in zip(self.groups, time_shares(self.view.axes, self.groups, spent), strict=True):
             alike.setdefault((group.role, group.size, group.parameters), []).append(time / group.size)
         times = [float(np.mean(alike[group.role, group.size, group.parameters])) for group in self.groups]
         return [size + time for size, time in zip(sizes, times, strict=True)]

@@ -63,6 +63,24 @@ def test_only_what_was_chosen_is_told(files: Path, capsys: pytest.CaptureFixture
     assert "PASSED" in shown and ": chose " not in shown
 
 
+def test_a_teacher_that_is_missing_is_an_error_before_anything_starts(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphopt.pipeline.optimize.open_model", lambda *_, **__: pytest.fail("a model was opened"))
+    missing = str(files / "missing.onnx")
+    recipe = f"heal(teachers=['{missing}'])"
+    common = ["--data", str(files / "inputs.npz"), "-q"]
+    for command in (
+        arguments(files, "--teacher", str(files / "original.onnx"), "--teacher", missing),
+        ["optimize", str(files / "small.onnx"), "--passes", recipe, *common],
+        ["optimize", str(files / "small.onnx"), "--passes", f"int8(qat={{'teachers': ['{missing}']}})", *common],
+    ):
+        assert cli.run(command) == 2, command
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "teachers" in line and f"{missing!r}: no such file" in line
+    assert not list(files.glob("*.healed*"))
+
+
 def test_parameters_and_teachers_reach_the_pass(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(perceptron(seed=1), files / "other.onnx")
     more = ("--teacher", str(files / "other.onnx"), "--set", "selective=0.5,weight_decay=0.01", "--json")

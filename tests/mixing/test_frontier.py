@@ -15,7 +15,7 @@ def test_steepest_first_and_only_along_the_hull() -> None:
         "a": [Option("half", 1.0, 0.1), Option("eighth", 2.0, 2.0), Option("quarter", 1.8, 0.3)],
         "b": [Option("half", 1.0, 1.0), Option("quarter", 3.0, 2.0)],  # half is below the line to quarter
     }
-    taken = [(s.place, s.form) for s in steps(options)]
+    taken = [(s.group, s.form) for s in steps(options)]
     assert taken == [("a", "half"), ("a", "quarter"), ("b", "quarter"), ("a", "eighth")]
     assert sum(s.gain for s in steps(options)) == pytest.approx(5.0)
 
@@ -26,15 +26,15 @@ def test_what_gains_nothing_is_no_step() -> None:
 
 def test_a_free_gain_comes_first_and_more_gain_for_less_damage_replaces_it() -> None:
     found = steps({"a": [Option("free", 1.0, 0.0)], "b": [Option("worse", 1.0, 0.5), Option("better", 2.0, 0.4)]})
-    assert [(s.place, s.form) for s in found] == [("a", "free"), ("b", "better")]
+    assert [(s.group, s.form) for s in found] == [("a", "free"), ("b", "better")]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_choice_gains_more_for_the_same_damage(seed: int) -> None:
     rng = np.random.default_rng(seed)
     options = {
-        str(place): [Option(str(f), float(rng.uniform(-0.2, 1)), float(rng.uniform(0.01, 1))) for f in range(3)]
-        for place in range(4)
+        str(group): [Option(str(f), float(rng.uniform(-0.2, 1)), float(rng.uniform(0.01, 1))) for f in range(3)]
+        for group in range(4)
     }
     choices = [
         (sum(o.gain for o in chosen if o), sum(o.damage for o in chosen if o))

@@ -11,8 +11,8 @@ import pytest
 from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor
 from graphopt.mixing.forms import make_form
-from graphopt.mixing.places import find_places
 from graphopt.mixing.search import Search
+from graphopt.mixing.site_groups import group_sites
 from graphopt.model import clone_model, digest, file_bytes, make_names_unique
 from graphopt.passes.quantize import Quantize
 from graphopt.quantization.finding import find_sites
@@ -74,7 +74,7 @@ def test_a_wanted_size_is_reached_and_not_exceeded_by_more_than_a_step() -> None
     assert not any("wanted" in note for note in plan.notes)
 
 
-def test_a_wanted_latency_is_reached_with_as_few_places_as_it_takes() -> None:
+def test_a_wanted_latency_is_reached_with_as_few_groups_as_it_takes() -> None:
     result, _, context = run(bounds=Bounds(max_latency_ratio=0.75))
     assert 0.6 < seconds(result) / 6 <= 0.75
     fastest, _, _ = run()
@@ -83,7 +83,7 @@ def test_a_wanted_latency_is_reached_with_as_few_places_as_it_takes() -> None:
 
 def test_what_cannot_be_reached_is_said_with_the_nearest() -> None:
     _, plan, _ = run(bounds=Bounds(max_latency_ratio=0.1))
-    assert any("0.40 x the latency, 0.1 x wanted: every place has" in note for note in plan.notes)
+    assert any("0.40 x the latency, 0.1 x wanted: every site has" in note for note in plan.notes)
     _, plan, _ = run(bounds=Bounds(max_bytes=5000), accept=1e-4)
     assert any("0.005 MB wanted: the guard stands no more" in note for note in plan.notes)
 
@@ -100,21 +100,21 @@ def test_half_the_way_gains_less() -> None:
 
 
 def searching(time: Callable[[ir.Model], float]) -> tuple[Search, dict[str, str]]:
-    """A search, and four bits for every place."""
+    """A search, and four bits for every group."""
     model = residual_mlp(layers=3)
     make_names_unique(model)
     context = FakeContext(model)
     context.time = time
     sites, _ = find_sites(model)
     forms = [make_form(name, model, context, sites) for name in ("int8-dynamic", "int4")]  # type: ignore[arg-type]
-    places = find_places(sites, forms)
-    return Search(model, context, places, forms, samples=4), {p.name: "int4" for p in places}  # type: ignore[arg-type]
+    groups = group_sites(sites, forms)
+    return Search(model, context, groups, forms, samples=4), {p.name: "int4" for p in groups}  # type: ignore[arg-type]
 
 
 def test_a_gentler_form_is_taken_where_it_is_faster_among_the_others() -> None:
     search, forms = searching(seconds)
     found, notes = search._where_they_stand(forms)
-    assert found == dict.fromkeys(forms, "int8-dynamic") and "6 places took a gentler form" in notes[0]
+    assert found == dict.fromkeys(forms, "int8-dynamic") and "6 groups of sites took a gentler form" in notes[0]
     assert search._where_they_stand(found) == (found, [])
 
 

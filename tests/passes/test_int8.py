@@ -99,9 +99,9 @@ def matrix(rows: int = K, columns: int = N, seed: int = 0) -> np.ndarray:
 
 
 def quantize(model: ir.Model, feeds: Sequence[Feed] = (), **parameters: object) -> tuple[ir.Model, Plan]:
-    """Quantize a clone, and hold the invariants that every call must meet."""
+    """Quantize a clone, small products too, and hold the invariants that every call must meet."""
     context = Context(model, feeds)
-    step = Int8(**parameters)
+    step = Int8(**{"smallest": 0, **parameters})
     before = digest(model)
     plan = step.plan(GraphView(model), context)  # type: ignore[arg-type]
     assert digest(model) == before, "plan edited the model"
@@ -317,6 +317,64 @@ def test_static_gemm_has_an_integer_bias() -> None:
     assert ir.DataType.INT32 in kinds and "b" not in result.graph.initializers
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_products_that_are_faster_in_float_stay_float(mode: str) -> None:
+    """A head of 128 x 10, one with enough weights but few columns, and one on either side of the limit."""
+    widths = {"head": (128, 10), "narrow": (640, 31), "below": (128, 127), "at": (128, 128)}
+    model = parse(
+        """
+        agraph (float[b, 128] x, float[b, 640] z)
+        => (float[b, 10] p, float[b, 31] q, float[b, 127] r, float[b, 128] s) {
+            p = Gemm(x, head, bias)
+            q = MatMul(z, narrow)
+            r = MatMul(x, below)
+            s = MatMul(x, at)
+        }
+        """,
+        {**{name: matrix(*shape) for name, shape in widths.items()}, "bias": matrix(1, 10)[0]},
+    )
+    feed = {
+        "x": rng(1).standard_normal((32, 128)).astype(np.float32),
+        "z": rng(2).standard_normal((32, 640)).astype(np.float32),
+    }
+    result, plan = quantize(model, [feed], mode=mode, smallest="auto")
+    assert [change.before for change in plan.changes] == ["MatMul with float32 [128, 128]"]
+    assert float_weights(result) == {"head", "narrow", "below"}
+    assert sorted(reason for reason in reasons(plan).values()) == [
+        "its 128 x 10 weights are fewer than 16384: the float product is faster",
+        "its 128 x 127 weights are fewer than 16384: the float product is faster",
+        "its 640 x 31 weights have fewer than 32 columns: the float product is faster",
+    ]
+    assert len(quantize(model, [feed], mode=mode)[1].changes) == 4, "smallest=0 asks for all of them"
+
+
+def test_nothing_is_timed_where_every_product_is_too_small() -> None:
+    model = parse(LINEAR, W)
+    context = Context(model, [X])
+    plan = Int8().plan(GraphView(model), context)  # type: ignore[arg-type]
+    assert plan.empty and context.timed == 0
+    assert all("the float product is faster" in reason for reason in reasons(plan).values())
+
+
+@pytest.mark.parametrize(("read", "quantized"), [("f", ["Conv", "Gemm"]), ("t", ["Conv"])])
+def test_a_small_product_of_codes_has_nothing_to_code(read: str, quantized: list[str]) -> None:
+    """What a convolution puts out is codes already, and stays so up to the Gemm; what Tanh makes of it does not."""
+    model = parse(
+        f"""
+        agraph (float[b, 8, 9, 9] x) => (float[b, 100] y) {{
+            a = Conv(x, w1, b1)
+            p = GlobalAveragePool(a)
+            f = Flatten(p)
+            t = Tanh(f)
+            y = Gemm({read}, head)
+        }}
+        """,
+        {**CONVS, "head": matrix(16, 100)},
+    )
+    _, plan = quantize(model, [POSITIVE], mode="static", smallest="auto", max_error=1.0)
+    assert [change.before.split()[0] for change in plan.changes] == quantized
+
+
 def test_static_without_data_is_dynamic_and_says_so() -> None:
     result, plan = quantize(parse(LINEAR, W), mode="static")
     assert "MatMulInteger" in ops(result)
@@ -328,11 +386,11 @@ def test_static_without_data_is_dynamic_and_says_so() -> None:
 def test_auto_takes_the_faster_and_pins_it(ratio: float, chosen: str) -> None:
     model = parse(LINEAR, W)
     context = Context(model, [X], static_ratio=ratio)
-    plan = Int8().plan(GraphView(model), context)  # type: ignore[arg-type]
+    plan = Int8(smallest=0).plan(GraphView(model), context)  # type: ignore[arg-type]
     assert plan.resolved == {"mode": chosen, "max_error": 0.05, "reduce_range": False} and context.timed == 1
-    replay = Int8(**plan.resolved)
+    replay = Int8(smallest=0, **plan.resolved)
     first, second = clone_model(model), clone_model(model)
-    Int8().apply(GraphEditor(first), plan)
+    Int8(smallest=0).apply(GraphEditor(first), plan)
     replay.apply(GraphEditor(second), replay.plan(GraphView(model), context))  # type: ignore[arg-type]
     assert context.timed == 1 and digest(first) == digest(second)
 
@@ -770,7 +828,7 @@ def test_the_worst_sites_stay_float_until_the_guard_accepts(most: int) -> None:
     )
     context = Context(model, [{"x0": X["x"]}])
     context.most = most
-    step = Int8(mode="dynamic", balance=0.0)
+    step = Int8(mode="dynamic", balance=0.0, smallest=0)
     plan = step.plan(GraphView(model), context)  # type: ignore[arg-type]
     if most == 0:
         assert len(plan.changes) == 3, "nothing helps, so the guard gets to refuse all of it"
@@ -780,7 +838,7 @@ def test_the_worst_sites_stay_float_until_the_guard_accepts(most: int) -> None:
     if most < 3:
         assert any("guard would refuse" in note for note in plan.notes)
     context.most = 1000
-    replay = Int8(**{"balance": 0.0, **plan.resolved}).plan(GraphView(model), context)  # type: ignore[arg-type]
+    replay = Int8(**{"balance": 0.0, "smallest": 0, **plan.resolved}).plan(GraphView(model), context)  # type: ignore[arg-type]
     assert replay.changes == plan.changes
 
 

@@ -110,6 +110,30 @@ def test_expensive_channels_go_first() -> None:
     assert lost["Conv_c3"] > lost["Conv_c1"]
 
 
+def test_what_is_slow_here_says_nothing_about_another_target() -> None:
+    """Multiply-accumulates stand for its time: the choice is that of a machine where each takes equally long."""
+    model = residual()
+    macs = {cost.node.name or "": float(sum(m or 0 for m in cost.macs)) for cost in GraphView(model).cost.nodes}
+    assert len({macs[name] for name in ("Conv_c1", "Conv_c2", "Conv_c3")}) > 1
+    slow = dict.fromkeys(macs, 1e-6) | {"Conv_c3": 100.0}
+    chosen, told = {}, {}
+    for label, seconds, native in (
+        ("by MACs", macs, True),
+        ("measured", slow, True),
+        ("elsewhere", slow, False),
+    ):
+        ctx = FakeContext(model)
+        ctx.seconds, ctx.native, ctx.target = seconds, native, "cpu-vnni" if native else "tensorrt"
+        plan, _ = run(PruneChannels(ratio=0.4), model, ctx)
+        chosen[label], told[label] = plan.resolved["counts"], [n for n in plan.notes if "nothing is timed" in n]
+    assert chosen["elsewhere"] == chosen["by MACs"] != chosen["measured"]
+    assert told == {
+        "by MACs": [],
+        "measured": [],
+        "elsewhere": ["nothing is timed, as this is no tensorrt: units are weighed by MACs and bytes"],
+    }
+
+
 def test_time_shares() -> None:
     model = residual()
     axes = analyse(model)

@@ -27,8 +27,8 @@ def test_without_inputs_it_says_what_it_needs() -> None:
     assert plan.empty and "--data" in plan.declined[0].reason
 
 
-def test_places_that_are_not_there_and_forms_they_do_not_have() -> None:
-    with pytest.raises(UsageError, match="no place 'nowhere'"):
+def test_groups_that_are_not_there_and_forms_they_do_not_have() -> None:
+    with pytest.raises(UsageError, match="no group of sites 'nowhere'"):
         planned(assign={"nowhere": "int4"})
     with pytest.raises(ValueError, match="int3"):
         Quantize(assign={"n": "int3"})

@@ -1,4 +1,4 @@
-"""Sensitivity: every place alone, in the order of what it costs; state that is gone on from; metrics; faults."""
+"""Sensitivity: every site alone, in the order of what it costs; state that is gone on from; metrics; faults."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_command_prints_a_table_draws_bars_and_gives_json(files: Path, capsy
     arguments = ["sensitivity", str(files / "m.onnx"), "--data", str(files / "inputs.npz"), "--samples", "16", "-q"]
     assert cli.run([*arguments, "--kinds", "int8,prune", "--plot", str(files / "loss.svg")]) == 0
     out = capsys.readouterr().out
-    assert "out1" in out and "neurons.1" in out and out.strip().splitlines()[-1].startswith("9 places")
+    assert "out1" in out and "neurons.1" in out and out.strip().splitlines()[-1].startswith("9 sites")
     tree = ElementTree.parse(files / "loss.svg").getroot()
     namespace = "{http://www.w3.org/2000/svg}"
     assert len([r for r in tree.iter(f"{namespace}rect") if r.get("class") in ("int8", "prune")]) == 9

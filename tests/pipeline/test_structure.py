@@ -23,11 +23,10 @@ def node(model, op_type):
     return next(n for n in model.graph.all_nodes() if n.op_type == op_type)
 
 
-def test_a_good_model_passes():
-    model = make_mlp()
-    check_structure(model, signature(model))
-    nested = ir.from_onnx_text(BRANCHES)
-    check_structure(nested, signature(nested))
+@pytest.mark.parametrize("model", [make_mlp(), ir.from_onnx_text(BRANCHES)], ids=["mlp", "branches"])
+def test_a_good_model_passes(model):
+    assert (scope_fault(model), checker_fault(model)) == ("", "")
+    check_structure(model, signature(model))  # raises where it finds a fault
 
 
 def test_nodes_out_of_order():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
@@ -33,7 +35,7 @@ def test_everything_is_inside_its_panel_and_a_line_keeps_its_colour() -> None:
     assert one.bottom < two.top and two.bottom < drawing.height
     for panel in (one, two):
         heights = [y for line in panel.lines for _, y, _ in line.points] + [tick.at for tick in panel.ticks]
-        assert all(panel.top <= y <= panel.bottom for y in heights) and 2 <= len(panel.ticks) <= 8
+        assert all(panel.top <= y <= panel.bottom for y in heights) and 3 <= len(panel.ticks) <= 9
     assert one.base is not None and one.base < min(y for line in one.lines for _, y, _ in line.points)
     assert two.base is None
     assert one.lines[1].colour == two.lines[0].colour != one.lines[0].colour
@@ -48,6 +50,36 @@ def test_numbers_on_the_axis_do_not_touch() -> None:
     (few,) = {tuple(tick.text for tick in lay_out(chart(logarithmic=True)).across)}
     assert few == ("1", "2", "5", "10", "20", "50", "100")
     assert all(b.at - a.at > 30 for a, b in pairwise(lay_out(chart()).across))
+
+
+@pytest.mark.parametrize(
+    ("ends", "texts"),
+    [
+        ((2.1, 4.9), ("2.5", "3", "3.5", "4", "4.5", "5")),  # 2 and 5 alone were too few
+        ((60.0, 95.0), ("60", "65", "70", "75", "80", "85", "90", "95")),
+        ((110.0, 490.0), ("200", "300", "400", "500")),
+        ((1.0, 10.0), ("1", "2", "5", "10")),
+        ((7.0, 7.0), ("5", "10", "20")),
+    ],
+)
+def test_an_axis_of_less_than_a_decade_has_round_numbers(ends: tuple[float, float], texts: tuple[str, ...]) -> None:
+    lines = {"l": [(x, 1.0) for x in ends]}
+    ticks = lay_out(Chart("t", (), "x", (Panel("p", lines),), logarithmic=True)).across
+    assert tuple(tick.text for tick in ticks) == texts
+    ratios = {round(math.log(float(b.text) / float(a.text)) / (b.at - a.at), 9) for a, b in pairwise(ticks)}
+    assert len(ratios) == 1, "they stand where a logarithmic axis has them"
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_every_axis_has_at_least_three_numbers(logarithmic: bool) -> None:
+    chance = random.Random(0)
+    for _ in range(300):
+        first = 10 ** chance.uniform(-3, 3)
+        lines = {"l": [(first, chance.uniform(-1, 1)), (first * 10 ** chance.uniform(0.01, 4), chance.uniform(-1, 1))]}
+        drawing = lay_out(Chart("t", (), "x", (Panel("p", lines),), logarithmic=logarithmic))
+        assert min(len({tick.text for tick in ticks}) for ticks in (drawing.across, drawing.fields[0].ticks)) >= 3, (
+            lines
+        )
 
 
 def test_the_document_is_xml_with_all_names() -> None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.mixing.forms import FORMS, make_form
-from graphopt.mixing.places import Place, assigned, find_places
+from graphopt.mixing.site_groups import SiteGroup, assigned, group_sites
 from graphopt.quantization.finding import INT8, find_sites
 from tests.axis_models import distance, feeds, outputs, text_model
 from tests.fake_context import FakeContext
@@ -23,30 +23,30 @@ def attention() -> ir.Model:
     return text_model("(float[B,S,64] x) => (float[B,S,64] y)", "Q[64,64] K[64,64] O[64,64]", ATTENTION)
 
 
-def places_of(model: ir.Model) -> list[Place]:
+def groups_of(model: ir.Model) -> list[SiteGroup]:
     sites, _ = find_sites(model, INT8)
     forms = [make_form(name, model, FakeContext(model), sites) for name in FORMS]  # type: ignore[arg-type]
-    return find_places(sites, forms)
+    return group_sites(sites, forms)
 
 
-def test_readers_of_one_activation_are_one_place() -> None:
-    places = places_of(attention())
-    assert [[site.weight.name for site in place.sites] for place in places] == [["Q", "K"], ["O"]]
-    assert all(place.forms == FORMS for place in places)
+def test_readers_of_one_activation_are_one_group() -> None:
+    groups = groups_of(attention())
+    assert [[site.weight.name for site in group.sites] for group in groups] == [["Q", "K"], ["O"]]
+    assert all(group.forms == FORMS for group in groups)
 
 
-def test_a_table_that_is_a_weight_too_is_one_place_and_has_no_ranges() -> None:
+def test_a_table_that_is_a_weight_too_is_one_group_and_has_no_ranges() -> None:
     body = "h = Gather(T, ids)\nt = Transpose<perm = [1, 0]>(T)\ny = MatMul(h, t)"
-    (place,) = places_of(text_model("(int64[B,S] ids) => (float[B,S,120] y)", "T[120,64]", body))
-    assert [site.node.op_type for site in place.sites] == ["Gather", "MatMul"]
-    assert place.forms == ("float16", "int8-dynamic", "int4")
-    assert place.bytes == 120 * 64 * 4
+    (group,) = groups_of(text_model("(int64[B,S] ids) => (float[B,S,120] y)", "T[120,64]", body))
+    assert [site.node.op_type for site in group.sites] == ["Gather", "MatMul"]
+    assert group.forms == ("float16", "int8-dynamic", "int4")
+    assert group.bytes == 120 * 64 * 4
 
 
 def test_a_convolution_has_no_form_that_finds_its_ranges() -> None:
     model = text_model("(float[B,16,8,8] x) => (float[B,32,8,8] y)", "W[32,16,1,1]", "y = Conv(x, W)")
-    (place,) = places_of(model)
-    assert place.forms == ("float16", "int8-static")
+    (group,) = groups_of(model)
+    assert group.forms == ("float16", "int8-static")
 
 
 @pytest.mark.parametrize("second", [*FORMS, None])
@@ -55,7 +55,7 @@ def test_every_pair_of_forms_can_stand_side_by_side(first: str, second: str | No
     model = attention()
     sites, _ = find_sites(model, INT8)
     forms = [make_form(name, model, FakeContext(model), sites) for name in FORMS]  # type: ignore[arg-type]
-    a, b = find_places(sites, forms)
+    a, b = group_sites(sites, forms)
     chosen = {a.name: first, **({b.name: second} if second else {})}
     result = assigned(model, [a, b], forms, chosen)
     count = Counter(node.op_type for node in result.graph)

@@ -13,11 +13,11 @@ from graphopt.mixing.forms import Form
 from graphopt.model import clone_model
 from graphopt.quantization.sites import Linear, Site
 
-Assignment = Mapping[str, str]  #: form by place, for those that do not stay as they are
+Assignment = Mapping[str, str]  #: form by group, for those that do not stay as they are
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Place:
+class SiteGroup:
     """Sites that take one form, and the forms that all of them have.
 
     Readers of one activation belong together, for they share its codes, and readers of one weight, which is stored
@@ -34,7 +34,7 @@ class Place:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Places of one kind take equally long in each form: the same operators with weights of the same sizes."""
+        """Groups of one kind take equally long in each form: the same operators with weights of the same sizes."""
         return tuple(
             (site.node.op_type, isinstance(site, Linear) and site.bias is not None, *_dims(site.weight))
             for site in self.sites
@@ -52,8 +52,8 @@ class Place:
         return sum(sizes.values())
 
 
-def find_places(sites: Sequence[Site], forms: Collection[Form]) -> list[Place]:
-    """All places, in graph order; of those that no form takes, there is none."""
+def group_sites(sites: Sequence[Site], forms: Collection[Form]) -> list[SiteGroup]:
+    """All groups, in graph order; of those that no form takes, there is none."""
     graph: nx.Graph[object] = nx.Graph()
     for site in sites:
         graph.add_edge(site.name, id(site.weight))
@@ -65,24 +65,24 @@ def find_places(sites: Sequence[Site], forms: Collection[Form]) -> list[Place]:
         together = tuple(site for site in sites if site.name in component)
         able = tuple(form.name for form in forms if all(site.name in form.sites for site in together))
         if able:
-            found.append(Place(together[0].name, together, able))
+            found.append(SiteGroup(together[0].name, together, able))
     order = {site.name: number for number, site in enumerate(sites)}
-    return sorted(found, key=lambda place: order[place.name])
+    return sorted(found, key=lambda group: order[group.name])
 
 
-def assigned(model: ir.Model, places: Sequence[Place], forms: Collection[Form], assignment: Assignment) -> ir.Model:
-    """A clone in which each place has the form that ``assignment`` gives it."""
+def assigned(model: ir.Model, groups: Sequence[SiteGroup], forms: Collection[Form], assignment: Assignment) -> ir.Model:
+    """A clone in which each group has the form that ``assignment`` gives it."""
     clone = clone_model(model)
-    write_assignment(GraphEditor(clone), places, forms, assignment)
+    write_assignment(GraphEditor(clone), groups, forms, assignment)
     return clone
 
 
 def write_assignment(
-    editor: GraphEditor, places: Sequence[Place], forms: Collection[Form], assignment: Assignment
+    editor: GraphEditor, groups: Sequence[SiteGroup], forms: Collection[Form], assignment: Assignment
 ) -> None:
-    """Give each place its form in the editor's model."""
+    """Give each group its form in the editor's model."""
     for form in forms:
-        names = {site.name for place in places if assignment.get(place.name) == form.name for site in place.sites}
+        names = {site.name for group in groups if assignment.get(group.name) == form.name for site in group.sites}
         if names:
             form.write(editor, names)
 
