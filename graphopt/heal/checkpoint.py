@@ -30,8 +30,6 @@ def load(path: Path, fingerprint: str) -> dict[str, Any]:
     """The state written to ``path``. Raises UsageError for a file that is none, or is of another training."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"checkpoint {path}: no such file; leave out --resume to start") from error
     except Exception as error:  # torch raises whatever its parsers stumble over
         raise UsageError(
             f"checkpoint {path}: cannot be read ({type(error).__name__}); start again without it"

@@ -71,6 +71,8 @@ class TrainingConfig(PassConfig):
     def _has_what_it_starts_with(self) -> Self:
         if self.hint_share and not self.hint + self.attention:
             raise ValueError("hint_share needs hint or attention above 0: there is nothing else to start with")
+        if self.resume and not (self.checkpoint and Path(self.checkpoint).is_file()):
+            raise ValueError(f"resume: checkpoint {self.checkpoint}: no such file; leave out resume to start")
         return self
 
     def lecture(self, ctx: PassContext, *, tables: bool = False, trainable: Collection[str] | None = None) -> Lecture:

@@ -81,6 +81,16 @@ def test_a_teacher_that_is_missing_is_an_error_before_anything_starts(
     assert not list(files.glob("*.healed*"))
 
 
+def test_there_must_be_something_to_resume(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphopt.pipeline.optimize.open_model", lambda *_, **__: pytest.fail("a model was opened"))
+    for more in (("--resume",), ("--resume", "--set", f"checkpoint={files / 'other.ckpt'}")):
+        assert cli.run(arguments(files, *more)) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.endswith(".ckpt: no such file; leave out resume to start"), line
+
+
 def test_parameters_and_teachers_reach_the_pass(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(perceptron(seed=1), files / "other.onnx")
     more = ("--teacher", str(files / "other.onnx"), "--set", "selective=0.5,weight_decay=0.01", "--json")

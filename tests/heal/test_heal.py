@@ -140,8 +140,6 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, monkeypatch
     original = perceptron()
     student, context = damaged(original), Inputs(original)
     path = tmp_path / "state.ckpt"
-    with pytest.raises(UsageError, match="no such file"):
-        healed(student, context, checkpoint=str(path), resume=True)
     path.write_bytes(b"something else")
     with pytest.raises(UsageError, match="cannot be read"):
         healed(student, context, checkpoint=str(path), resume=True)
