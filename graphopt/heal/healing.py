@@ -89,7 +89,7 @@ def heal(model: ir.Model, ctx: PassContext, lecture: Lecture) -> Healed:
     if not module.weights():
         raise PassError("the model has no float weight that could be trained; heal goes before int8")
     check_parity(module, model, ctx)
-    lessons, cut = gather(teachers.answers(taps, "calibration", lecture.samples), KEPT_BYTES)
+    lessons, cut = gather(teachers.answers(taps, "calibration", lecture.samples), KEPT_BYTES, settings.batch)
     samples = sum(lesson.rows for lesson in lessons)
     if cut:
         notes.append(f"learned from the first {samples} samples: more do not fit in memory")

@@ -46,8 +46,18 @@ class Lesson:
         return Lesson(inputs, targets, len(samples))
 
 
-def gather(pairs: Iterable[tuple[Arrays, Arrays]], most: int) -> tuple[list[Lesson], bool]:
-    """Lessons of at most ``most`` bytes together, and whether some inputs had to be left out for that."""
+    def cut(self, rows: int) -> list[Lesson]:
+        """Lessons of at most ``rows`` samples, where samples can be told apart."""
+        if self.rows <= rows or self.undivided is not None:
+            return [self]
+        return [self.take(range(start, min(start + rows, self.rows))) for start in range(0, self.rows, rows)]
+
+
+def gather(pairs: Iterable[tuple[Arrays, Arrays]], most: int, rows: int | None = None) -> tuple[list[Lesson], bool]:
+    """Lessons of at most ``most`` bytes together, and whether some inputs had to be left out for that.
+
+    None has more than ``rows`` samples that can be told apart.
+    """
     lessons: list[Lesson] = []
     used = 0
     for inputs, targets in pairs:
@@ -55,7 +65,7 @@ def gather(pairs: Iterable[tuple[Arrays, Arrays]], most: int) -> tuple[list[Less
         used += lesson.nbytes
         if used > most and lessons:
             return lessons, True
-        lessons.append(lesson)
+        lessons.extend([lesson] if rows is None else lesson.cut(rows))
     return lessons, False
 
 

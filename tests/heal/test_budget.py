@@ -59,3 +59,14 @@ def test_inputs_beyond_the_memory_are_left_out_and_said() -> None:
     assert (len(lessons), cut) == (2, True)
     lessons, cut = gather(pairs, most=10 * 160)
     assert (len(lessons), cut) == (5, False)
+
+
+def test_no_lesson_has_more_samples_than_a_step() -> None:
+    numbers = np.arange(20, dtype=np.float32).reshape(10, 2)
+    lessons, _ = gather([({"x": numbers}, {"y": -numbers})], most=1 << 20, rows=4)
+    assert [lesson.rows for lesson in lessons] == [4, 4, 2]
+    for name, factor in (("x", 1), ("y", -1)):
+        parts = [(lesson.inputs if name == "x" else lesson.targets)[name] for lesson in lessons]
+        assert np.array_equal(np.concatenate(parts), factor * numbers)
+    whole, _ = gather([({"x": numbers}, {"y": np.float32(1.0)})], most=1 << 20, rows=4)  # which row is its?
+    assert [lesson.rows for lesson in whole] == [10]
