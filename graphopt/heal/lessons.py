@@ -45,7 +45,6 @@ class Lesson:
         )
         return Lesson(inputs, targets, len(samples))
 
-
     def cut(self, rows: int) -> list[Lesson]:
         """Lessons of at most ``rows`` samples, where samples can be told apart."""
         if self.rows <= rows or self.undivided is not None:
