@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import graphopt
-from benchmarks import measuring
-from benchmarks.heal import RATE, Neighbours, overlap
+from benchmarks import closeness, measuring
+from benchmarks.heal import RATE
 from graphopt.exporters.minilm import tokenizer_path
 from graphopt.report.lines import Chart, Panel, draw
 from graphopt.runtime import Session
@@ -22,22 +22,15 @@ STEPS, SENTENCES = (50, 150, 500, 1500), (100, 1_000, 10_000)
 
 
 def main() -> int:
-    parser = measuring.parser(__doc__)
-    parser.add_argument("model", type=Path, help="the original, which teaches")
+    parser = closeness.parser(__doc__)
     parser.add_argument("--student", type=Path, help="made from the model (default: half of its layers dropped)")
-    parser.add_argument("--stsb", type=Path, required=True, help="folder with stsb-en-dev.csv")
-    parser.add_argument("--sst2", type=Path, required=True, help="sentences with a tab and a label each")
-    parser.add_argument("--text", type=Path, required=True, help="unlabelled sentences, one a line")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="budgets")
     parser.add_argument("--sentences", type=int, nargs="+", default=SENTENCES, help="read of the text")
     parser.add_argument("--pairs", type=int, help="of STS-B dev to score (default: all)")
     parser.add_argument("--rate", type=float, default=RATE, help=f"peak learning rate ({RATE:g})")
     parser.add_argument("--plot", type=Path, default=Path("docs/heal.svg"), metavar="FILE", help="docs/heal.svg")
     arguments = parser.parse_args()
-    pairs = measuring.Pairs(arguments.stsb, limit=arguments.pairs)
-    neighbours = Neighbours(arguments.sst2)
-    original = Session(arguments.model)
-    reference, near = pairs.embed(original), neighbours.of(original)
+    close = closeness.Closeness(Session(arguments.model), arguments.stsb, arguments.sst2, pairs=arguments.pairs)
     common = {"tokenizer": str(tokenizer_path()), "metric": measuring.open_guard, "max_drop": 1.0}
     student = arguments.student
     if student is None:
@@ -45,17 +38,13 @@ def main() -> int:
         cut = graphopt.optimize(arguments.model, "drop-layers(ratio=0.5)", data=arguments.text, limit=most, **common)
         student = cut.model
 
-    def scores(session: Session) -> tuple[float, float, float]:
-        vectors = pairs.embed(session)
-        return pairs.spearman(vectors), overlap(neighbours.of(session), near), pairs.likeness(vectors, reference)
-
-    before, best = scores(Session(student)), pairs.spearman(reference)
+    before, best = close(Session(student)), close.whole
     made_of = arguments.student or "half of the layers"
     settings = {"model": arguments.model.name, "student": made_of, "peak rate": arguments.rate}
-    columns = ("sentences", "steps", "seconds", "dev", "overlap", "cosine")
+    columns = ("sentences", "steps", "seconds", *closeness.COLUMNS)
     report = measuring.Report("Quality over healing time, STS-B dev", columns, settings)
     report.add(None, 0, 0.0, *before)
-    lines: dict[str, list[tuple[float, tuple[float, float, float]]]] = {}
+    lines: dict[str, list[tuple[float, tuple[float, ...]]]] = {}
     for sentences in arguments.sentences:
         for steps in arguments.steps:
             heal = f"heal(budget={steps}steps,learning_rate={arguments.rate})"
@@ -63,7 +52,7 @@ def main() -> int:
                 student, heal, original=arguments.model, data=arguments.text, limit=sentences, cleanup=False, **common
             )
             seconds = result.passes[-1].seconds
-            found = scores(Session(result.model))
+            found = close(Session(result.model))
             report.add(sentences, steps, seconds, *found)
             lines.setdefault(f"{sentences:,} sentences", []).append((seconds, found))
     panels = [

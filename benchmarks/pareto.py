@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import measuring
-from benchmarks.heal import Neighbours, overlap
+from benchmarks.closeness import Neighbours, overlap
 from graphopt.runtime import Session
 
 SHAPE = (1, 128)
