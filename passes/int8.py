@@ -16,6 +16,7 @@ from graphopt.heal.config import QatConfig
 from graphopt.quantization.drafting import Draft, Drafter
 from graphopt.quantization.finding import find_sites, float_products
 from graphopt.quantization.fusion import fusion_notes
+from graphopt.quantization.gelu import tanh_notes
 from graphopt.quantization.grids import Grid
 from graphopt.quantization.opset import raised_to
 from graphopt.quantization.ranges import RangeMethod
@@ -123,7 +124,8 @@ class Int8(Pass[Int8Config]):
     Rewrites: dynamic: ``Cast(MatMulInteger(DynamicQuantizeLinear(x), W8)) * (scale_x * scale_W) + bias``, one
               DynamicQuantizeLinear for all readers of ``x``; static: QuantizeLinear / DequantizeLinear pairs around the
               float op, on a CPU MatMulIntegerToFloat for a MatMul with a bias; what lies between convolutions stays in
-              codes as far as ONNX Runtime has integer kernels (see ``quantization.regions``); tables:
+              codes as far as ONNX Runtime has integer kernels (see ``quantization.regions``), and a GELU that only
+              codes see is computed by tanh; tables:
               ``Cast(Gather(T8)) * Gather(scale)``. A weight is quantized once for all its readers. With ``qat`` weights
               of static products, their scales, biases and norms are trained first; see ``heal.quantized``.
     Score:    squared error of a site's output over its variance; sites above ``max_error`` stay float.
@@ -181,6 +183,7 @@ class Int8(Pass[Int8Config]):
             notes.append(f"weights of 7 bits (reduce_range): kernels of {ctx.target} add uint8 x int8 in 16 bits")
         if products := float_products(model):
             notes.append(f"{products} products of two computed operands (attention) stay float: they hold no weights")
+        notes += tanh_notes(draft.sites, draft.choices)
         if draft.sites and ctx.can_run and target.on_cpu:
             notes += fusion_notes(ctx.loaded(Int8Writer.written(model, draft.choices)), draft.sites)
         return Plan(

@@ -32,6 +32,7 @@ class Choices:
     shifts: Mapping[str, np.ndarray] = field(default_factory=dict)  #: by site name; what int8 adds to a product, [N]
     #: Static products with a bias as ONNX Runtime's own operator: of the standard nodes it fuses all but the bias
     contrib: bool = False
+    tanh: bool = False  #: whether a GELU is computed by tanh where its codes hide the difference
     integer_bias: bool = True  #: of a static Conv or Gemm: int32 in units of the accumulator, else float
 
 

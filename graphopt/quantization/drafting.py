@@ -111,7 +111,12 @@ class Drafter:
         """What every site would be in one mode, and by site name the share of its output's variance it disturbs."""
         ranges = self.ranges() if mode == "static" and self.measurable else {}
         choices = Choices(
-            self.codes, ranges, self.gains, contrib=self.target.fused, integer_bias=self.target.integer_bias
+            self.codes,
+            ranges,
+            self.gains,
+            contrib=self.target.fused,
+            tanh=self.target.tanh,
+            integer_bias=self.target.integer_bias,
         )
         if not self.measurable:
             return choices, {}

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graphopt.editing import GraphEditor
 from graphopt.quantization.choices import Choices, StaticRange
+from graphopt.quantization.gelu import by_tanh, hides_tanh
 from graphopt.quantization.grids import Grid
 from graphopt.quantization.products import ProductWriter
 from graphopt.quantization.ranges import RangeMethod, choose_range
@@ -23,6 +24,8 @@ class StaticWriter(ProductWriter):
 
     def __init__(self, editor: GraphEditor, choices: Choices, sites: Sequence[Site]) -> None:
         super().__init__(editor, choices, sites)
+        linear = [site for site in sites if isinstance(site, Linear)]
+        self._coding = {site.node for site in linear if (site.activation.name or "") in choices.ranges}
         for node in list(editor.graph) if choices.closed else ():
             for value in node.outputs:
                 if (chosen := choices.closed.get(value.name or "")) is not None:
@@ -71,8 +74,11 @@ class StaticWriter(ProductWriter):
 
     def _static(self, site: Linear) -> ir.Value:
         """The float operator between DequantizeLinear nodes."""
-        x = self._input(site)
         chosen = self.choices.ranges[self._names[id(site.node)]]
+        x = self._input(site)
+        if self.choices.tanh and hides_tanh(x, chosen.scale, self._coding):
+            exact, x = x, by_tanh(self.editor, x)
+            self._replace(exact, x)
         key = ("static", id(x), id(site.node.graph))
         if key not in self._activations:
             self._activations[key] = [self._coded(x, chosen, site)]

@@ -41,6 +41,7 @@ class Target:
     zero_points: bool  #: whether static activations may have one
     clips: bool  #: a Relu or Clip goes into the kernel before it also where the range of the codes does not clip
     half: Literal["storage", "compute"]  #: what fp16 does for it
+    tanh: bool  #: a GELU by tanh takes less time than by erf
     decided: tuple[str, ...]
     least: int = 0  #: elements of a MatMul's or Gemm's weight: with fewer, coding what it reads takes what int8 saves
     narrowest: int = 0  #: columns, likewise
@@ -93,12 +94,14 @@ _CPU = Target(
     zero_points=True,
     clips=False,
     half="storage",
+    tanh=True,
     least=1 << 14,
     narrowest=32,
     decided=(
         "benchmarks/probes/int8_kernels.py",
         "benchmarks/probes/int8_forms.py",
         "benchmarks/probes/small_products.py, on AVX2",
+        "benchmarks/probes/gelu_forms.py, on AVX2",
     ),
 )
 _EXPLICIT = Target(
@@ -116,6 +119,7 @@ _EXPLICIT = Target(
     zero_points=False,
     clips=True,
     half="compute",
+    tanh=False,
     decided=(
         "TensorRT documentation, 'Explicit Quantization': symmetric; activations by tensor, weights by channel",
         "NVIDIA/TensorRT issue 2774: zero points must be all zeros",
@@ -128,6 +132,7 @@ _PORTABLE = replace(
     operators=_PRODUCTS | _ROWS,
     fused=False,
     half="compute",
+    tanh=False,
     least=0,
     narrowest=0,
     decided=("ONNX standard: DynamicQuantizeLinear, MatMulInteger, QuantizeLinear and DequantizeLinear",),
@@ -140,7 +145,7 @@ TARGETS: dict[str, Target] = {
             _CPU,
             name="cpu-avx2",
             weights=REDUCED_GRID,
-            decided=("benchmarks/probes/avx2_forms.py", "benchmarks/probes/small_products.py"),
+            decided=tuple(f"benchmarks/probes/{name}.py" for name in ("avx2_forms", "small_products", "gelu_forms")),
         ),
         replace(
             _CPU,
@@ -172,6 +177,7 @@ TARGETS: dict[str, Target] = {
             zero_points=True,
             clips=False,
             half="compute",
+            tanh=False,
             fixed={"Sigmoid": (1 / 65536, 0), "Tanh": (1 / 32768, 32768)},
             decided=(
                 "ONNX Runtime documentation, 'QNN Execution Provider': operators between codes",

@@ -16,6 +16,7 @@ from graphopt.analysis.view import GraphView
 from graphopt.editing import GraphEditor, all_graphs
 from graphopt.model import clone_model, digest, make_names_unique, model_bytes, signature
 from graphopt.passes.int8 import Int8
+from graphopt.quantization.gelu import TANH_ERROR
 from graphopt.runtime import provider
 from graphopt.runtime.loaded import loaded_graph
 from graphopt.runtime.session import Session
@@ -308,6 +309,43 @@ def test_static_product_with_a_bias_is_one_node() -> None:
     without = parse(f"agraph (float[b, s, {K}] x) => (float[b, s, {N}] y) {{ y = MatMul(x, w) }}", W)
     result, _ = quantize(without, [X], mode="static")
     assert domains(result) == {""}, "standard nodes are fused as well where there is no bias"
+
+
+GELUS = f"""
+    agraph (float[b, s, {K}] x) => (float[b, s, {N}] y, float[b, s, {N}] z, float[b, s, {K}] n) {{{{
+        e = {{form}}(x)
+        p = MatMul(e, w)
+        y = Add(p, b)
+        f = {{form}}(x)
+        q = MatMul(f, w)
+        z = Add(q, b)
+        n = Neg(f)
+    }}}}
+"""
+
+
+@pytest.mark.parametrize(("form", "fast"), [("Gelu", "Gelu"), ("com.microsoft.Gelu", "FastGelu")])
+def test_a_gelu_that_only_codes_see_is_computed_by_tanh(form: str, fast: str) -> None:
+    def forms(result: ir.Model) -> list[tuple[str, str]]:
+        nodes = [node for node in result.graph if "Gelu" in node.op_type]
+        return sorted((node.op_type, node.attributes.get_string("approximate", "none")) for node in nodes)
+
+    model = parse(GELUS.format(form=form), W, opset=20)
+    result, plan = quantize(model, [X], mode="static")
+    by_tanh = (fast, "tanh" if fast == "Gelu" else "none")
+    assert forms(result) == sorted([by_tanh, ("Gelu", "none")]), "the second has a reader that sees it as it is"
+    assert any(note.startswith("1 GELUs by tanh") for note in plan.notes)
+    assert relative(model, result, X) < 0.03
+    result, plan = quantize(model, [{"x": X["x"] * 0.03}], mode="static")  # codes so fine that they would show it
+    assert forms(result) == [("Gelu", "none")] * 2
+    assert not any("tanh" in note for note in plan.notes)
+
+
+def test_what_a_gelu_by_tanh_differs_by() -> None:
+    x = np.linspace(-12, 12, 240_001, dtype=np.float32)
+    text = 'agraph (float[n] x) => (float[n] y, float[n] z) { y = Gelu(x) z = Gelu <approximate = "tanh"> (x) }'
+    exact, other = run(parse(text, opset=20), {"x": x})
+    assert 0.9 * TANH_ERROR < float(np.abs(exact - other).max()) <= TANH_ERROR
 
 
 def test_static_gemm_has_an_integer_bias() -> None:
