@@ -229,6 +229,7 @@ def documented(row: Target) -> str:
         "yes" if row.dynamic else "no",
         f"{row.least} weights, {row.narrowest} columns" if row.least else "any",
         ", ".join(sorted(row.closes)),
+        "tanh" if row.tanh else "as it is",
         row.half,
     )
     return "| " + " | ".join(cells) + " |"
