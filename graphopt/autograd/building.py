@@ -261,7 +261,7 @@ class _Builder:
         try:
             with torch.no_grad():
                 result = rule.call(*slots, **self._attributes(node, rule))
-        except Exception:
+        except Exception:  # whatever it is, it is raised again where the node runs
             return False
         results = result if isinstance(result, tuple) else (result,)
         largest = max((slot.numel() for slot in slots if isinstance(slot, Tensor)), default=0)
