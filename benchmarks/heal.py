@@ -33,9 +33,13 @@ class Case:
 
 
 CASES = (
-    Case("half the neurons", "prune-neurons(ratio=0.5)", 86.99),
+    Case("half the neurons", "prune-neurons(ratio=0.5,criterion=fisher)", 86.99),
     Case("4 of 6 layers", "drop-layers(ratio=0.34)", 86.73),
-    Case("half the neurons, 54 of 72 heads", "prune-neurons(ratio=0.5),prune-heads(ratio=0.25)", 86.88),
+    Case(
+        "half the neurons, 54 of 72 heads",
+        "prune-neurons(ratio=0.5,criterion=fisher),prune-heads(ratio=0.25,criterion=fisher)",
+        86.88,
+    ),
     Case("a quarter of the neurons, 36 of 72 heads", "prune-neurons(ratio=0.75),prune-heads(ratio=0.5)", 86.22),
     Case("3 of 6 layers", "drop-layers(ratio=0.5)", 85.42),
 )
@@ -46,7 +50,7 @@ def main() -> int:
     parser.add_argument("--budget", default="5m", help="of heal (5m)")
     parser.add_argument("--sentences", type=int, default=10_000, help="read of the text for healing (10000)")
     parser.add_argument("--calibration", type=int, default=1_500, help="read for what goes before it (1500)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--rate", type=float, default=RATE, help=f"peak learning rate ({RATE:g})")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the cases to run, from 1")
     arguments = parser.parse_args()
@@ -60,7 +64,7 @@ def main() -> int:
         if arguments.only and number not in arguments.only:
             continue
         scores = []
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             heal = f"heal(budget={arguments.budget},learning_rate={arguments.rate})"
             student: Path | onnx.ModelProto = arguments.model
             for passes, limit in ((case.passes, arguments.calibration), (heal, arguments.sentences)):

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=["fisher", "l0"])
     parser.add_argument("--ratio", type=float, default=0.5, help="of the heads that go (0.5)")
     parser.add_argument("--sentences", type=int, default=1_500, help="read of the text (1500)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     arguments = parser.parse_args()
     original = Session(arguments.model)
     close = closeness.Closeness(original, arguments.stsb, arguments.sst2)
@@ -38,7 +38,7 @@ def main() -> int:
     means: dict[str, float] = {}
     for criterion in arguments.criteria:
         scores = []
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             start = time.perf_counter()
             result = graphopt.optimize(
                 arguments.model, f"prune-heads(ratio={arguments.ratio},criterion={criterion})", data=arguments.text,

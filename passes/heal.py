@@ -57,9 +57,9 @@ class Heal(Pass[HealConfig]):
         kinds = ", ".join(f"{tap.label} as {tap.kind}" for tap in healed.taps if not tap.kind.on_the_way)
         number = Counter(tap.kind for tap in healed.taps)
         if number[Kind.HINT]:
-            notes.append(f"{number[Kind.HINT]} hints: inputs of layers that the original has too")
+            notes.append(f"hints: {number[Kind.HINT]}, inputs of layers that the original has too")
         if number[Kind.ATTENTION]:
-            notes.append(f"{number[Kind.ATTENTION]} attention maps, of layers that the original has too")
+            notes.append(f"attention maps: {number[Kind.ATTENTION]}, of layers that the original has too")
         change = Change(
             f"{len(healed.changed)} weights, by {kinds}",
             f"held-out loss {course.before:.4f}",

@@ -47,4 +47,4 @@ def tanh_notes(sites: Sequence[Site], choices: Choices) -> list[str]:
     )
     if not count:
         return []
-    return [f"{count} GELUs by tanh: what they differ by, {TANH_ERROR:g}, is under a tenth of a step of their codes"]
+    return [f"GELU by tanh, {count} x: what it differs by, {TANH_ERROR:g}, is under a tenth of a step of their codes"]

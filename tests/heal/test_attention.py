@@ -120,7 +120,7 @@ def test_maps_come_nearer_when_they_count() -> None:
     context, student = FakeContext(original), damaged(original, noise=0.05)
     options = {"budget": "20steps", "learning_rate": 1e-2, "hint": 0.0}
     plans = {a: Heal(**options, attention=a).plan(GraphView(student), context) for a in (0.0, 3.0)}
-    assert "2 attention maps, of layers that the original has too" in plans[3.0].notes
+    assert "attention maps: 2, of layers that the original has too" in plans[3.0].notes
     assert not any("attention" in note for note in plans[0.0].notes)
     far = {a: maps_apart(original, plan.rewritten, context) for a, plan in plans.items()}
     assert far[3.0] < 0.8 * far[0.0]
@@ -130,5 +130,5 @@ def test_where_heads_went_the_others_still_learn() -> None:
     original = transformer(2)
     student = after(PruneHeads(ratio=0.5), original)
     plan = Heal(budget="2steps", attention=1.0).plan(GraphView(student), FakeContext(original))
-    assert "2 attention maps, of layers that the original has too" in plan.notes
+    assert "attention maps: 2, of layers that the original has too" in plan.notes
     assert not any("left out" in note for note in plan.notes)

@@ -191,7 +191,7 @@ def test_hints_bring_a_shortened_model_nearer_and_are_noted() -> None:
     original = tower()
     student, context = shortened(original, "layers.1"), Inputs(original)
     plan = Heal(budget="150steps", learning_rate=1e-2).plan(GraphView(student), context)
-    assert any("2 hints" in note for note in plan.notes)
+    assert any("hints: 2" in note for note in plan.notes)
     assert not any("hint" in note for note in Heal(budget="5steps", hint=0).plan(GraphView(student), context).notes)
     assert plan.rewritten is not None
     assert distance(original, plan.rewritten, context) < 0.2 * distance(original, student, context)
