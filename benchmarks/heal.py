@@ -52,20 +52,22 @@ def main() -> int:
     parser.add_argument("--calibration", type=int, default=1_500, help="read for what goes before it (1500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--rate", type=float, default=RATE, help=f"peak learning rate ({RATE:g})")
+    parser.add_argument("--batch", type=int, default=32, help="samples a step (32)")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the cases to run, from 1")
     arguments = parser.parse_args()
     original = Session(arguments.model)
     close = closeness.Closeness(original, arguments.stsb, arguments.sst2)
-    settings = {"model": arguments.model.name, "sentences": arguments.sentences, "budget": arguments.budget}
+    named = ("sentences", "calibration", "budget", "rate", "batch")
+    settings = {"model": arguments.model.name, **{name: getattr(arguments, name) for name in named}}
     columns = ("case", "seed", "healed", *closeness.COLUMNS, "steps", "MB", "seconds")
-    report = measuring.Report("Healing, STS-B dev", columns, {**settings, "peak rate": arguments.rate})
+    report = measuring.Report("Healing, STS-B dev", columns, settings)
     report.add("float32", "-", "-", *close(original), None, measuring.size_of(arguments.model) / 1e6, None)
     for number, case in enumerate(CASES, 1):
         if arguments.only and number not in arguments.only:
             continue
         scores = []
         for seed in arguments.seeds:
-            heal = f"heal(budget={arguments.budget},learning_rate={arguments.rate})"
+            heal = f"heal(budget={arguments.budget},learning_rate={arguments.rate},batch={arguments.batch})"
             student: Path | onnx.ModelProto = arguments.model
             for passes, limit in ((case.passes, arguments.calibration), (heal, arguments.sentences)):
                 start = time.perf_counter()
