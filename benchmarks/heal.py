@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--budget", default="5m", help="of heal (5m)")
     parser.add_argument("--sentences", type=int, default=10_000, help="read of the text for healing (10000)")
     parser.add_argument("--calibration", type=int, default=1_500, help="read for what goes before it (1500)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each (0 1 2)")
     parser.add_argument("--rate", type=float, default=RATE, help=f"peak learning rate ({RATE:g})")
     parser.add_argument("--batch", type=int, default=32, help="samples a step (32)")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the cases to run, from 1")

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=["fisher", "l0"])
     parser.add_argument("--ratio", type=float, default=0.5, help="of the heads that go (0.5)")
     parser.add_argument("--sentences", type=int, default=4_000, help="read of the text; l0 learns from 2,048 (4000)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each (0 1 2)")
     arguments = parser.parse_args()
     original = Session(arguments.model)
     close = closeness.Closeness(original, arguments.stsb, arguments.sst2)
