@@ -143,12 +143,13 @@ def theirs(subject: Subject, folder: Path, rivals: Path | None) -> Iterator[tupl
         yield label, target if done.returncode == 0 and target.exists() else f"exit {done.returncode}: {lines[-1]}"
 
 
-def optimized(subject: Subject, passes: str, limit: int | None = CALIBRATION) -> Any:
+def optimized(subject: Subject, passes: str, limit: int | None = CALIBRATION, seed: int = 0) -> Any:
     """What a recipe makes of a subject on its own inputs; the guard lets everything through, but of a search."""
     searches = passes.endswith("quantize")
     return graphopt.optimize(
         subject.path, passes, data=subject.data["spec"], tokenizer=subject.data.get("tokenizer"), limit=limit,
-        threads=1, metric=subject.metric if searches else measuring.open_guard, max_drop=ALLOWED if searches else 1.0,
+        threads=1, seed=seed, metric=subject.metric if searches else measuring.open_guard,
+        max_drop=ALLOWED if searches else 1.0,
     )  # fmt: skip
 
 

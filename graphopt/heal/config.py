@@ -55,7 +55,7 @@ class TrainingConfig(PassConfig):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; "auto" is where the models run."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of a training step's products; the weights and the held-out loss stay float32. "auto": bfloat16 where fast."""
+    """Of a training step's products; the weights and the held-out loss stay float32. "auto": bfloat16 on CUDA."""
     checkpoint: str | None = None
     """File for the state of the training, written every half minute, on Ctrl-C and at the end; it is not removed."""
     resume: bool = False
@@ -77,7 +77,7 @@ class TrainingConfig(PassConfig):
 
     def lecture(self, ctx: PassContext, *, tables: bool = False, trainable: Collection[str] | None = None) -> Lecture:
         """The same as ``heal`` takes it; the two arguments are its fields of these names."""
-        from graphopt.heal.healing import Lecture, fast_bfloat16
+        from graphopt.heal.healing import Lecture
         from graphopt.heal.taps import Kind, Parts
         from graphopt.heal.trainer import Settings
 
@@ -94,7 +94,7 @@ class TrainingConfig(PassConfig):
             hint_share=self.hint_share,
             selective=self.selective,
             layer_dropout=self.layer_dropout,
-            bfloat16=fast_bfloat16(device) if self.precision == "auto" else self.precision == "bfloat16",
+            bfloat16=self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda"),
         )
         return Lecture(
             settings,

@@ -20,7 +20,6 @@ from graphopt.heal.teachers import Teachers
 from graphopt.model import digest
 from graphopt.runtime.inputs import Kind as InputKind
 from graphopt.runtime.inputs import input_facts
-from graphopt.runtime.provider import cpu_flags
 from graphopt.transform import PassContext
 
 if TYPE_CHECKING:
@@ -160,11 +159,6 @@ def trained(model: ir.Model, *, tables: bool) -> Callable[[ir.Value], bool]:
 
 def _is_table(value: ir.Value) -> bool:
     return any(use.node.op_type == "Gather" and use.idx == 0 and not use.node.domain for use in value.uses())
-
-
-def fast_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 are faster there than in float32."""
-    return device.startswith("cuda") or bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
 
 
 def mask_input(model: ir.Model) -> str | None:

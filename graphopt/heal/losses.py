@@ -28,7 +28,7 @@ def direction(student: Tensor, teacher: Tensor) -> Tensor:
 
 def error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error over the teacher's own energy: 1 is as wrong as answering zero."""
-    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(_TINY)
+    return F.mse_loss(student, teacher, reduction="sum") / teacher.square().sum().clamp_min(_TINY)
 
 
 def relations(student: Tensor, teacher: Tensor) -> Tensor:
@@ -75,6 +75,6 @@ def pooled(value: Tensor, mask: Tensor | None) -> Tensor:
 
 def masked_rows(value: Tensor, mask: Tensor | None) -> Tensor:
     """The rows of real positions only, [R, D]; all rows where there is no mask for them."""
-    if mask is not None and value.ndim > 2 and mask.shape == value.shape[:2]:
+    if mask is not None and value.ndim > 2 and mask.shape == value.shape[:2] and not mask.all():
         return value[mask.to(torch.bool)].flatten(0, -2)
     return value.flatten(0, -2) if value.ndim > 1 else value.unsqueeze(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ pytest.importorskip("torch")
 from graphopt.analysis.view import GraphView
 from graphopt.errors import PassError, UsageError
 from graphopt.heal import healing, teachers, trainer
+from graphopt.heal.config import TrainingConfig
 from graphopt.heal.taps import Kind, Parts, Tap, output_taps, trunk_taps
 from graphopt.model import clone_model, digest
 from graphopt.passes.heal import Heal
@@ -228,6 +230,29 @@ def test_products_in_bfloat16_heal_too_and_a_replay_keeps_them() -> None:
     assert plan.resolved["precision"] == "bfloat16"
     assert plan.rewritten is not None
     assert distance(original, plan.rewritten, context) < 0.2 * distance(original, student, context)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [("cpu", "auto", False), ("cuda", "auto", True), ("cpu", "bfloat16", True), ("cuda", "float32", False)],
+)
+def test_products_are_in_bfloat16_where_it_is_asked_for_and_on_cuda(
+    device: Any, precision: Any, expected: bool
+) -> None:
+    lecture = TrainingConfig(device=device, precision=precision).lecture(Inputs(perceptron()))
+    assert lecture.settings.bfloat16 is expected
+
+
+def test_rows_of_padding_do_not_count_and_none_are_lost_without_any() -> None:
+    import torch
+
+    from graphopt.heal import losses
+
+    value = torch.arange(12.0).reshape(2, 3, 2)
+    ragged = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert torch.equal(losses.masked_rows(value, ragged), value[[0, 0, 1], [0, 1, 0]])
+    for full in (torch.ones(2, 3, dtype=torch.int64), None):
+        assert torch.equal(losses.masked_rows(value, full), value.reshape(6, 2))
 
 
 def test_hints_are_halved_unless_they_are_too_large_for_that() -> None:
