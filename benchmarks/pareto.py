@@ -32,6 +32,9 @@ def main() -> int:
     arguments = parser.parse_args()
     pairs, neighbours = measuring.Pairs(arguments.stsb), Neighbours(arguments.sst2)
     points = {path: sorted(path.glob("*.onnx")) if path.is_dir() else [path] for path in arguments.results}
+    for path, point in points.items():
+        if not point:
+            parser.error(f"{path}: no .onnx file in it")
     files = [arguments.original, *(file for point in points.values() for file in point)]
     sessions = {file: Session(file, threads=1) for file in files}
     original = arguments.original
